@@ -1,0 +1,245 @@
+"""From pictures to .ddc bytes and back: what the command line and Python users call."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec import container
+from diffcodec.codec import SentLayer, Settings, receive, send, strips
+from diffcodec.container import Contents, Header, Writer
+from diffcodec.errors import FormatError, ModelError
+from diffcodec.image import Picture, from_array, from_image, to_array
+from diffcodec.model import Model
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
+from diffcodec.registry import default_model, find_model, is_shipped
+
+U8 = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+"""Called with (layers done, layers in all)."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: uint8 [H, W, 3] or [H, W]; exact: verified equal to the original;
+    t: timestep of the last whole layer (0: all); evaluations: of the network."""
+
+    pixels: U8
+    exact: bool
+    t: int
+    evaluations: int
+
+
+def encode(
+    picture: Picture | Image.Image | NDArray[Any],
+    *,
+    model: Model | None = None,
+    effort: int = DEFAULT_EFFORT,
+    seed: int = 0,
+    stop_t: int = 0,
+    max_bytes: int | None = None,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+    watch: Callable[[SentLayer], None] | None = None,
+) -> bytes:
+    """Encode one picture; lossless unless ``stop_t`` or ``max_bytes`` limits it.
+
+    effort: 1…9; stop_t: no layer finer than the smallest coded timestep ≥ stop_t is written;
+    max_bytes: the file is cut there; plan: overrides the effort's; progress and watch are
+    called after every layer.  Raises DataError or FormatError.
+    """
+    if not isinstance(picture, Picture):
+        if isinstance(picture, Image.Image):
+            picture = from_image(picture)
+        else:
+            picture = from_array(np.asarray(picture))
+    model = model or default_model()
+    number, survivors = EFFORTS[effort]
+    plan = plan or PLANS[number]
+    header = Header(
+        width=picture.width,
+        height=picture.height,
+        fingerprint=model.fingerprint,
+        plan=plan,
+        grey=picture.grey,
+        seed=seed,
+        model="" if is_shipped(model) else model.name,
+        float_arithmetic=not model.exact,
+    )
+    check_size(header, max_bytes)
+    writer = Writer(header)
+    settings = _settings(header)
+    rows = strips(picture.height)
+    total = len(plan.steps) + len(rows)
+    ends = {layer[-1][1] for layer in plan.layers}
+    last = smallest_coded(plan, stop_t)
+    if last == plan.timesteps[0]:
+        return writer.getvalue()
+    pending = b""  # steps of a layer that is not finished yet
+    for count, layer in enumerate(send(model, picture.levels, settings, survivors)):
+        if count < len(plan.steps):
+            pending += layer.code
+            if layer.b in ends:
+                writer.add_layer(pending)
+                pending = b""
+        else:
+            own = rows[count - len(plan.steps)]
+            writer.add_strip(layer.code, _pixel_bytes(picture.levels[:, own], picture.grey))
+        if watch:
+            watch(layer)
+        if progress:
+            progress(count + 1, total)
+        if (max_bytes and writer.size >= max_bytes) or (stop_t and not pending and layer.b <= last):
+            break
+    return writer.getvalue()[:max_bytes]
+
+
+def smallest_coded(plan: Plan, stop_t: int) -> int:
+    """The smallest timestep of the plan that is ≥ ``stop_t`` (t_0 if there is none)."""
+    return min((t for t in plan.timesteps if t >= stop_t), default=plan.timesteps[0])
+
+
+def decode(
+    content: bytes,
+    *,
+    stop_t: int = 0,
+    model: Model | None = None,
+) -> Decoded:
+    """Decode whatever ``content`` holds, down to timestep ``stop_t``; exact if it is complete.
+
+    model: use this one instead of looking it up by the file's fingerprint.  Raises FormatError
+    for damage (also when the verified pixels differ), ModelError if the model is absent.
+    """
+    contents = parse(content)
+    header = contents.header
+    if model is None:
+        model = find_model(header.fingerprint, header.model)
+    elif model.fingerprint != header.fingerprint:
+        raise ModelError(
+            f"the file was written with model {header.fingerprint.hex()}, not with "
+            f"{model.name} ({model.fingerprint.hex()})"
+        )
+    settings = _settings(header)
+    codes = [layer.code for layer in contents.layers]
+    shown = receive(model, codes, settings, cut=contents.cut, stop_t=stop_t)
+    _verify(contents, shown.levels, all_steps=stop_t == 0)
+    pixels = to_array(shown.levels, header.grey)
+    return Decoded(pixels, contents.complete and shown.t == 0, shown.t, shown.evaluations)
+
+
+def parse(content: bytes) -> Contents:
+    """Header and layers of a file, without decoding them."""
+    header, _ = container.read_header(content)
+    return container.parse(content, len(strips(header.height)))
+
+
+def truncate(content: bytes, *, max_bytes: int | None = None, stop_t: int = 0) -> bytes:
+    """A shorter file of the same picture: a copy of its first bytes.
+
+    stop_t: keep the layers down to the smallest coded timestep ≥ stop_t.  Raises FormatError
+    when less than the header would be left.
+    """
+    contents = parse(content)
+    end = len(content)
+    if stop_t:
+        plan = contents.header.plan
+        last = smallest_coded(plan, stop_t)
+        wanted = sum(layer[0][0] > last for layer in plan.layers)
+        kept = contents.layers[:wanted]
+        end = min(end, kept[-1].end if kept else contents.header_size)
+    if max_bytes is not None:
+        end = min(end, max_bytes)
+    if end < contents.header_size:
+        raise FormatError(
+            f"{end} bytes do not even hold the header; keep at least {contents.header_size}"
+        )
+    return content[:end]
+
+
+def check_size(header: Header, max_bytes: int | None) -> None:
+    """FormatError if a size limit leaves no room for the header."""
+    size = len(header.encode())
+    if max_bytes is not None and max_bytes < size:
+        raise FormatError(f"{max_bytes} bytes do not even hold the header of {size} bytes")
+
+
+def _settings(header: Header) -> Settings:
+    return Settings(header.plan, header.height, header.width, header.seed, header.grey)
+
+
+def _pixel_bytes(levels: U8, grey: bool) -> bytes:
+    return to_array(levels, grey).tobytes()
+
+
+def _verify(contents: Contents, levels: U8, all_steps: bool) -> None:
+    """Check every whole strip of the final layer against the CRC of its pixels."""
+    header = contents.header
+    steps = len(header.plan.layers)
+    whole: Sequence[container.Layer] = contents.layers[: -1 if contents.cut else None]
+    if not all_steps:
+        return
+    for rows, layer in zip(strips(header.height), whole[steps:], strict=False):
+        found = binascii.crc32(_pixel_bytes(levels[:, rows], header.grey)) & 0xFFFFFFFF
+        if found != layer.pixel_check:
+            raise FormatError(
+                f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
+                "damaged or was written by another machine's arithmetic; "
+                "decode with --stop-t 1 for the lossy picture"
+            )
+
+
+def describe(content: bytes) -> dict[str, Any]:
+    """Header and layers as plain data, for ``diffcodec info``.
+
+    noise_levels needs the model's schedule and is None when the model is not installed.
+    """
+    contents = parse(content)
+    header, plan = contents.header, contents.header.plan
+    try:
+        model = find_model(header.fingerprint, header.model)
+    except ModelError:
+        model = None
+    area = header.width * header.height
+    ends = [layer[-1][1] for layer in plan.layers]
+    rows = []
+    for number, layer in enumerate(contents.layers):
+        t = ends[number] if number < len(ends) else 0
+        end = min(layer.end, len(content))
+        rows.append(
+            {
+                "t": t,
+                "noise_levels": _noise_levels(model, t),
+                "bits": 8 * len(layer.code),
+                "bpp": 8 * end / area,
+                "whole": end == layer.end,
+            }
+        )
+    return {
+        "width": header.width,
+        "height": header.height,
+        "colour": "grey" if header.grey else "RGB",
+        "model": header.model or (model.name if model else "not installed"),
+        "fingerprint": header.fingerprint.hex(),
+        "arithmetic": "float (decodes on like machines only)"
+        if header.float_arithmetic
+        else "exact",
+        "timesteps": list(plan.timesteps),
+        "eta": plan.eta / 128,
+        "seed": header.seed,
+        "header_bytes": contents.header_size,
+        "file_bytes": len(content),
+        "complete": contents.complete,
+        "layers": rows,
+    }
+
+
+def _noise_levels(model: Model | None, t: int) -> float | None:
+    if t == 0:
+        return 0.0
+    return None if model is None else float(model.schedule.sigma_levels(t))

@@ -1,0 +1,254 @@
+"""Relative entropy coding of one Gaussian step: send y ~ N(d, 1) using p = N(0, 1 + s).
+
+One *segment* is some thousands of coefficients, in the shared pseudo-random order that spreads
+surprises evenly.  Its code is a whole number of bytes:
+
+    scale    j ≥ 0-coded integer (zigzag, Elias gamma): all s are multiplied by 2**(j/4)
+    escape   1 bit: whether corrections follow
+    escapes  if so: align to a byte, varint length, constriction range-coder bytes
+    trellis  the remaining bits, their number known to both sides
+
+The trellis gets η·Σ½log2(1+s) bits, rounded so that the segment ends on a byte; bits are dealt
+to coefficients in proportion to their rates.  Coefficients of negligible rate are drawn from
+the shared noise and cost nothing.
+
+``send_segment`` and ``receive_segment`` share :func:`_deal`, so there is one version of what
+both must agree on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec import tables, trellis
+from diffcodec.bits import BitReader, BitWriter
+from diffcodec.entropy import decode_escapes, encode_escapes
+from diffcodec.errors import FormatError
+from diffcodec.noise import counter_hash, derive_key, permutation, shared_normal
+from diffcodec.tables import OCTAVE, RATE_UNIT, S_MAX, S_MIN, Y_UNIT
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+ETA_UNIT = 128
+"""η is an integer in units of 1/128: the rate spent over the ideal one."""
+
+NEGLIGIBLE = -6 * OCTAVE
+"""Coefficients with s below 2**-6 are not coded."""
+
+SCALE_STEP = OCTAVE // 2
+"""One step of the segment's scale: a quarter of an octave of s."""
+
+SCALE_RANGE = (-12, 24)
+
+ESCAPE_AT = 4.0
+"""Shifts beyond this many standard deviations √(1+s) are corrected explicitly."""
+
+SEARCH_LIMIT = 1 << 22
+"""The sender never looks at more candidates than this for one coefficient."""
+
+MIN_BITS = 4
+"""A segment expected to take less than this is left out: its y are drawn from the noise."""
+
+# Purposes of derived keys.
+_ORDER, _CANDIDATES, _STATE, _FILL = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a segment's code says of its coefficients, in the caller's order.
+
+    y: the conveyed values in units of 2**-12; complete: whether all of the code was there.  If
+    it was not, y is 0, the mean, for every coefficient that the code did not reach: such a y is
+    good for a picture but not for going on.
+    """
+
+    y: I64
+    complete: bool
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """What both sides derive from the predicted variances, in coded (shuffled) order."""
+
+    order: I64
+    s_index: I64
+    keys: NDArray[np.uint32]
+    initial: int
+    base: I64  # y in 2**-12 where nothing is coded
+
+
+def _deal(s_index: I64, key: int, mute: NDArray[np.bool_] | None) -> _Deal:
+    order = permutation(derive_key(key, _ORDER), len(s_index))
+    shuffled = np.clip(s_index, S_MIN + 1, S_MAX)[order]
+    if mute is not None:
+        shuffled = np.where(mute[order], S_MIN, shuffled)
+    return _Deal(
+        order=order,
+        s_index=shuffled,
+        keys=counter_hash(derive_key(key, _CANDIDATES), len(s_index)),
+        initial=derive_key(key, _STATE),
+        base=shared_normal(derive_key(key, _FILL), len(s_index)),
+    )
+
+
+def _scaled(deal: _Deal, scale: int) -> tuple[I64, I64]:
+    """(s index after scaling, rate in 2**-16 bit) per coefficient; negligible ones get rate 0."""
+    s_index = np.clip(deal.s_index + SCALE_STEP * scale, S_MIN, S_MAX)
+    coded = (s_index >= NEGLIGIBLE) & (deal.s_index > S_MIN)
+    return s_index, np.where(coded, tables.rates()[s_index - S_MIN], 0)
+
+
+def _is_empty(deal: _Deal, eta: int) -> bool:
+    return _budget_bits(_scaled(deal, 0)[1], eta) < MIN_BITS
+
+
+def _budget_bits(rate: I64, eta: int) -> int:
+    return int(rate.sum()) * eta // ETA_UNIT >> RATE_UNIT
+
+
+def _bit_ends(rate: I64, bits: int) -> I64:
+    """K_i: ``bits`` dealt in proportion to the rates, no coefficient above the limit."""
+    total = int(rate.sum())
+    if total == 0:
+        return np.zeros(len(rate), dtype=np.int64)
+    return np.cumsum(rate) * bits // total
+
+
+def _trellis_bits(rate: I64, eta: int, head_bits: int) -> int:
+    """Number of trellis bits: head and trellis together are the whole bytes nearest to budget."""
+    budget = _budget_bits(rate, eta) if rate.any() else 0
+    return max(-(-head_bits // 8), (head_bits + budget + 4) // 8) * 8 - head_bits
+
+
+def choose_scale(d: F64, s_index: I64) -> int:
+    """The j that minimises Σ ½[ln(1 + cs) + (1 + d²)/(1 + cs)], c = 2**(j/4).
+
+    d²/(1+cs) is capped at ESCAPE_AT², as escapes do.
+    """
+    costs = []
+    for j in range(SCALE_RANGE[0], SCALE_RANGE[1] + 1):
+        total = 1.0 + 2.0 ** (np.clip(s_index + SCALE_STEP * j, S_MIN, S_MAX) / OCTAVE)
+        excess = np.minimum(np.square(d) / total, ESCAPE_AT**2)
+        costs.append(0.5 * float(np.sum(np.log(total) + 1.0 / total + excess)))
+        costs[-1] += 0.7 * (2 * abs(j)) ** 0.5  # nats of the scale's own code, roughly
+    return SCALE_RANGE[0] + int(np.argmin(costs))
+
+
+def send_segment(
+    d: F64,
+    s_index: I64,
+    key: int,
+    *,
+    eta: int,
+    survivors: int,
+    mute: NDArray[np.bool_] | None = None,
+) -> tuple[bytes, Received]:
+    """Sender: convey shifts ``d`` (units of one standard deviation of q).
+
+    d: float64 [n]; s_index: int64 [n], log2 of the predicted variance of d in 1/8; key: 32-bit
+    key of (seed, step, segment); mute: coefficients known to have d = 0 on both sides.
+    Returns the bytes and exactly what the receiver will get from them.
+    """
+    deal = _deal(s_index, key, mute)
+    shifts = d[deal.order]
+    if _is_empty(deal, eta):
+        return b"", _undecided(deal)
+    active = deal.s_index > S_MIN
+    scale = choose_scale(shifts[active], deal.s_index[active])
+    s_scaled, rate = _scaled(deal, scale)
+    spread = 2.0 ** (s_scaled / OCTAVE) + 1.0
+    step = escape_steps(s_scaled)
+    far = active & (np.abs(shifts) > ESCAPE_AT * np.sqrt(spread))
+    counts = np.where(far, np.rint(shifts * (1 << Y_UNIT) / step), 0).astype(np.int64)
+
+    writer = BitWriter()
+    writer.write_signed_gamma(scale)
+    writer.write(int(counts.any()), 1)
+    if counts.any():
+        message = encode_escapes(counts)
+        writer.align()
+        writer.write_varint(len(message))
+        writer.write_bytes(message)
+    bits = _trellis_bits(rate, eta, writer.bit_length)
+    ends = _bit_ends(rate, bits)
+    rest = shifts - counts * step / (1 << Y_UNIT)
+    coded = rate > 0
+    path = np.zeros(bits, dtype=np.uint8)
+    if coded.any():
+        k = np.diff(ends, prepend=0)[coded]
+        widest = k.max()
+        found = trellis.search(
+            rest[coded].astype(np.float32),
+            (np.sqrt(spread[coded]) / trellis.G_STD).astype(np.float32),
+            (0.5 / spread[coded]).astype(np.float32),
+            k,
+            deal.keys[coded],
+            np.uint32(deal.initial),
+            min(survivors, SEARCH_LIMIT >> int(widest)),
+        )
+        path[: len(found)] = found
+    writer.write_array(path)
+    code = writer.getvalue()
+    return code, receive_segment(code, s_index, key, eta=eta, mute=mute)[0]
+
+
+def escape_steps(s_index: I64) -> I64:
+    """Size of one unit of a correction, 2√(1+s), in 2**-12."""
+    return 2 * ((tables.candidate_scales()[s_index - S_MIN] * 37838 + (1 << 15)) >> 16)
+
+
+def _undecided(deal: _Deal) -> Received:
+    """Nothing was sent: y is shared noise around the model's own mean."""
+    return Received(_back(deal, deal.base), True)
+
+
+def _back(deal: _Deal, values: I64) -> I64:
+    """From coded order to the caller's."""
+    out = np.empty_like(values)
+    out[deal.order] = values
+    return out
+
+
+def receive_segment(
+    code: bytes,
+    s_index: I64,
+    key: int,
+    *,
+    eta: int,
+    mute: NDArray[np.bool_] | None = None,
+) -> tuple[Received, int]:
+    """Receiver: what :func:`send_segment` conveyed, and the number of bytes it took.
+
+    ``code`` may be longer than the segment, or be cut anywhere; then ``complete`` is
+    False and y holds what arrived.  Raises FormatError for impossible contents.
+    """
+    deal = _deal(s_index, key, mute)
+    if _is_empty(deal, eta):
+        return _undecided(deal), 0
+    reader = BitReader(code)
+    n = len(s_index)
+    try:
+        scale = reader.read_signed_gamma()
+        if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]:
+            raise FormatError(f"segment scale {scale} is out of range")
+        counts = np.zeros(n, dtype=np.int64)
+        if reader.read(1):
+            reader.align()
+            counts = decode_escapes(reader.read_bytes(reader.read_varint()), n)
+    except EOFError:
+        return Received(np.zeros(n, np.int64), False), len(code)
+    s_scaled, rate = _scaled(deal, scale)
+    bits = _trellis_bits(rate, eta, reader.position)
+    ends = _bit_ends(rate, bits)
+    available = reader.read_array(bits)
+    use = (rate > 0) & (ends <= len(available))
+    complete = len(available) == bits
+    y = deal.base.copy() if complete else np.zeros(n, dtype=np.int64)
+    g = trellis.decode(available, ends[use], deal.keys[use], deal.initial)
+    y[use] = tables.candidates(g, s_scaled[use])
+    y += counts * escape_steps(s_scaled)
+    return Received(_back(deal, y), complete), -(-reader.position // 8)

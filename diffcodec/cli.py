@@ -1,0 +1,436 @@
+"""The command line: arguments and printing, nothing else.
+
+Exit codes: 0 done, 1 something is wrong with the data (one line says what), 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from diffcodec import __version__
+from diffcodec.errors import DiffcodecError
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
+
+PATH = click.Path(path_type=Path)
+T = click.IntRange(1, 1000)
+
+
+class Progress:
+    """A progress bar on stderr that appears only when the work takes over a second."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=self._label, delay=1.0, leave=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Commands(click.Group):
+    """Turns expected errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DiffcodecError as e:
+            click.echo(f"diffcodec: {' '.join(str(e).split())}", err=True)
+            ctx.exit(1)
+        except MemoryError:
+            click.echo("diffcodec: not enough memory for a picture of this size", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Progressive image codec, lossy to lossless, built on a diffusion model.
+
+    \b
+    diffcodec encode photo.png -o photo.ddc      every pixel, in one file
+    diffcodec truncate photo.ddc -o small.ddc --bpp 1
+    diffcodec decode small.ddc -o small.png      a lossy picture
+    diffcodec decode photo.ddc -o same.png       the original, exactly
+    """
+
+
+def _limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:
+    """The size limit in bytes; UsageError if both kinds are given."""
+    if bpp is not None and max_bytes is not None:
+        raise click.UsageError("give --bpp or a number of bytes, not both")
+    return int(bpp * area / 8) if bpp is not None else max_bytes
+
+
+def _result(size: int, area: int, values: int, seconds: float) -> str:
+    return f"{size} bytes, {8 * size / area:.3f} bpp, {8 * size / values:.3f} bpd, {seconds:.2f} s"
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Default: SOURCE with the suffix .ddc.")
+@click.option("--model", help="Name of a shipped model, or a model folder.")
+@click.option("--stop-t", type=T, help="No layer finer than timestep T.")
+@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Limit in bits per pixel.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Limit in bytes.")
+@click.option(
+    "--effort",
+    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
+    default=DEFAULT_EFFORT,
+    show_default=True,
+    help="More effort: smaller files, slower encoding; decoding stays as fast.",
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+def encode(
+    source: Path,
+    output: Path | None,
+    model: str | None,
+    stop_t: int | None,
+    bpp: float | None,
+    max_bytes: int | None,
+    effort: int,
+    seed: int,
+) -> None:
+    """Encode the picture SOURCE; lossless unless limited.
+
+    \b
+    diffcodec encode photo.png
+    diffcodec encode photo.png -o small.ddc --bpp 0.5
+    diffcodec encode photo.png -o half.ddc --stop-t 20
+    """
+    from diffcodec import api, registry
+    from diffcodec.files import write_bytes
+    from diffcodec.image import read_image
+
+    picture = read_image(source)
+    area = picture.width * picture.height
+    limit = _limit(bpp, max_bytes, area)
+    loaded = registry.load_model(model or registry.DEFAULT)
+    if picture.dropped:
+        click.echo(f"note: not stored: {', '.join(picture.dropped)}", err=True)
+    begun = time.perf_counter()
+    content = api.encode(
+        picture,
+        model=loaded,
+        effort=effort,
+        seed=seed,
+        stop_t=stop_t or 0,
+        max_bytes=limit,
+        progress=Progress("encode"),
+    )
+    target = output or source.with_suffix(".ddc")
+    write_bytes(target, content)
+    values = area * (1 if picture.grey else 3)
+    result = _result(len(content), area, values, time.perf_counter() - begun)
+    click.echo(f"{target}: {result}")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Default: SOURCE with the suffix .png.")
+@click.option("--model", help="Model folder, for files of a model that is not shipped.")
+@click.option("--stop-t", type=T, help="Stop at the smallest coded timestep >= T.")
+def decode(source: Path, output: Path | None, model: str | None, stop_t: int | None) -> None:
+    """Decode SOURCE, whole or cut: exact if it is complete, else the best picture it holds.
+
+    \b
+    diffcodec decode photo.ddc
+    diffcodec decode photo.ddc -o preview.png --stop-t 200
+    """
+    from diffcodec import api, registry
+    from diffcodec.files import read_bytes, write_bytes
+    from diffcodec.image import image_bytes
+
+    content = read_bytes(source)
+    loaded = registry.load_model(model) if model else None
+    begun = time.perf_counter()
+    try:
+        decoded = api.decode(content, stop_t=stop_t or 0, model=loaded)
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    target = output or source.with_suffix(".png")
+    write_bytes(target, image_bytes(decoded.pixels, target.suffix))
+    area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
+    quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
+    result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
+    click.echo(f"{target}: {quality}, {result}")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True)
+@click.option("--bytes", "max_bytes", type=click.IntRange(1), help="Keep this many bytes.")
+@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Keep this many bits/pixel.")
+@click.option("--stop-t", type=T, help="Keep layers down to the smallest timestep >= T.")
+def truncate(
+    source: Path, output: Path, max_bytes: int | None, bpp: float | None, stop_t: int | None
+) -> None:
+    """Cut a file: the first bytes of a .ddc file are a smaller, coarser .ddc file.
+
+    \b
+    diffcodec truncate photo.ddc -o small.ddc --bpp 0.5
+    """
+    from diffcodec import api
+    from diffcodec.files import read_bytes, write_bytes
+
+    if sum(option is not None for option in (max_bytes, bpp, stop_t)) != 1:
+        raise click.UsageError("give exactly one of --bytes, --bpp and --stop-t")
+    content = read_bytes(source)
+    try:
+        header = api.parse(content).header
+        area = header.width * header.height
+        kept = api.truncate(content, max_bytes=_limit(bpp, max_bytes, area), stop_t=stop_t or 0)
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    write_bytes(output, kept)
+    click.echo(f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def info(source: Path, as_json: bool) -> None:
+    """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
+    from diffcodec import api
+    from diffcodec.files import read_bytes
+
+    content = read_bytes(source)
+    try:
+        facts = api.describe(content)
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        if key != "layers":
+            click.echo(f"{key.replace('_', ' ')}: {value}")
+    click.echo("    t  noise (levels)       bits  up to here (bpp)")
+    for row in facts["layers"]:
+        noise = "?" if row["noise_levels"] is None else f"{row['noise_levels']:.2f}"
+        mark = "" if row["whole"] else "  (cut)"
+        click.echo(f"{row['t']:5d}  {noise:>14}  {row['bits']:9d}  {row['bpp']:16.4f}{mark}")
+
+
+@main.command()
+@click.option("-n", "count", type=click.IntRange(1, 1024), default=16, show_default=True)
+@click.option("--steps", type=click.IntRange(1, 1000), help="Default: all T.")
+@click.option("--size", type=click.IntRange(8, 512), default=32, show_default=True)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+@click.option("--model", help="Name of a shipped model, or a model folder.")
+@click.option("-o", "--output", type=PATH, required=True)
+def sample(
+    count: int, steps: int | None, size: int, seed: int, model: str | None, output: Path
+) -> None:
+    """Draw pictures from the model by Algorithm 2 and write them as a grid.
+
+    \b
+    diffcodec sample -n 16 --steps 100 -o grid.png
+    """
+    from diffcodec import registry, samplers
+    from diffcodec.files import write_bytes
+    from diffcodec.image import image_bytes
+
+    if size % 8:
+        raise click.UsageError("--size must be a multiple of 8")
+    begun = time.perf_counter()
+    pictures = samplers.ancestral(
+        registry.load_model(model or registry.DEFAULT),
+        count,
+        size,
+        seed=seed,
+        steps=steps,
+        progress=Progress("sample"),
+    )
+    write_bytes(output, image_bytes(samplers.grid(pictures), output.suffix))
+    click.echo(f"{output}: {count} pictures, {time.perf_counter() - begun:.1f} s")
+
+
+@main.command()
+@click.option("--data", type=PATH, required=True, multiple=True, help="Folder, archive or image.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
+@click.option("--model", help="Name of a shipped model, or a model folder.")
+@click.option(
+    "--effort",
+    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
+    default=DEFAULT_EFFORT,
+    show_default=True,
+)
+@click.option(
+    "--rates",
+    default="0.5,0.75,1.25,2.0,4.0",
+    show_default=True,
+    help="bpp at which each file is cut and decoded.",
+)
+@click.option("--json", "json_path", type=PATH, help="Write all figures, picture by picture.")
+def evaluate(
+    data: tuple[Path, ...],
+    limit: int | None,
+    model: str | None,
+    effort: int,
+    rates: str,
+    json_path: Path | None,
+) -> None:
+    """Encode, decode and measure pictures: real bytes beside the model's ideal bits.
+
+    \b
+    diffcodec evaluate --data test_first5000.webp --limit 200 --json result.json
+    """
+    from diffcodec import registry
+    from diffcodec.data import load_images
+    from diffcodec.evaluate import evaluate_picture, summarise, to_dict
+    from diffcodec.files import write_bytes
+
+    try:
+        cuts = tuple(float(rate) for rate in rates.split(",") if rate)
+    except ValueError:
+        raise click.BadParameter(
+            "must be numbers separated by commas", param_hint="--rates"
+        ) from None
+    loaded = registry.load_model(model or registry.DEFAULT)
+    pictures = load_images(list(data))[:limit]
+    # Compilation of the search and of the tables is no part of any picture's time.
+    evaluate_picture("warm-up", pictures[0], loaded, effort=effort)
+    reports = []
+    for number, pixels in enumerate(tqdm(pictures, desc="evaluate", leave=False)):
+        report = evaluate_picture(str(number), pixels, loaded, effort=effort, rates=cuts)
+        reports.append(report)
+    summary = summarise(reports)
+    _print_summary(summary)
+    if json_path:
+        document = {
+            "model": loaded.name,
+            "fingerprint": loaded.fingerprint.hex(),
+            "effort": effort,
+            "mean": summary,
+            "pictures": [to_dict(r) for r in reports],
+        }
+        write_bytes(json_path, (json.dumps(document, indent=1) + "\n").encode())
+    if summary["exact"] != len(reports):
+        sys.exit(1)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    click.echo("    t  noise (levels)   payload bits   ideal bits   ratio  noise ratio   PSNR dB")
+    for row in summary["layers"]:
+        quality = "exact" if math.isinf(row["psnr"]) else f"{row['psnr']:.2f}"
+        click.echo(
+            f"{row['t']:5d}  {row['noise_levels']:14.2f}  {row['real_bits']:13.1f}"
+            f"  {row['ideal_bits']:11.1f}  {row['overhead']:6.3f}  {row['noise_ratio']:11.3f}"
+            f"  {quality:>8}"
+        )
+    click.echo(f"exact round trips      {summary['exact']} of {summary['pictures']}")
+    click.echo(f"file                   {summary['bytes']:.1f} bytes = {summary['bpd']:.4f} bpd")
+    click.echo(f"  header and framing   {summary['header_and_framing']:.1f} bytes")
+    click.echo(f"ideal channel          {summary['ideal_bpd']:.4f} bpd (not bytes)")
+    click.echo(f"coded steps over ideal {summary['step_overhead']:.4f}")
+    for rate, value in summary["psnr_at_bpp"].items():
+        click.echo(f"cut at {rate} bpp: {value:.2f} dB")
+    click.echo(
+        f"median seconds         encode {summary['encode_seconds_median']:.3f}, "
+        f"decode {summary['decode_seconds_median']:.3f}; "
+        f"{summary['evaluations']:.0f} network evaluations"
+    )
+
+
+@main.command()
+@click.option("--data", type=PATH, required=True, multiple=True, help="Folder, archive or image.")
+@click.option("--out", type=PATH, required=True, help="Run folder: checkpoint, model, log.")
+@click.option("--resume", is_flag=True, help="Continue exactly where the run in --out stopped.")
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps  [default: 20000].")
+@click.option("--batch", type=click.IntRange(1), help="Pictures per step  [default: 64].")
+@click.option("--crop", type=click.IntRange(8), help="Side of training crops  [default: 32].")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="AdamW's peak rate.")
+@click.option("--seed", type=click.IntRange(0), help="Keys all randomness of the run.")
+@click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
+@click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
+@click.option("--holdout", type=click.IntRange(0), help="Pictures kept out  [default: 512].")
+@click.option("--name", default="model", show_default=True, help="The model's name.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--checkpoint-minutes", default=5.0, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the settings and stop.")
+def train(
+    data: tuple[Path, ...],
+    out: Path,
+    resume: bool,
+    name: str,
+    device: str,
+    checkpoint_minutes: float,
+    dry_run: bool,
+    channels: str | None,
+    blocks: str | None,
+    **settings: Any,
+) -> None:
+    """Train a model (Algorithm 1, code length as the objective); see also models/*/card.md.
+
+    \b
+    diffcodec train --data ~/cifar-10-python.tar.gz --out runs/cifar10 --name cifar10
+    diffcodec train --data pictures/ --out runs/mine --steps 50000
+    diffcodec train --data pictures/ --out runs/mine --resume
+    """
+    import torch
+
+    from diffcodec.network import NetworkConfig
+    from diffcodec.train import TrainConfig
+    from diffcodec.train import train as run
+
+    given = {k: v for k, v in settings.items() if v is not None}
+    network = NetworkConfig()
+    network = NetworkConfig(
+        channels=_triple(channels) or network.channels, blocks=_triple(blocks) or network.blocks
+    )
+    config = replace(TrainConfig(network=network), **given)
+    if config.crop % 8:
+        raise click.UsageError("--crop must be a multiple of 8")
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise click.UsageError(f"--device {device}: not available on this machine")
+    if resume and (given or channels or blocks):
+        raise click.UsageError("--resume takes its settings from the run; give none of them")
+    if not resume:
+        click.echo(json.dumps(config.to_dict()))
+    if dry_run:
+        return
+    report: Callable[[str], None] = click.echo
+    run(
+        list(data),
+        out,
+        config,
+        device=device,
+        resume=resume,
+        name=name,
+        checkpoint_minutes=checkpoint_minutes,
+        report=report,
+    )
+
+
+def _triple(text: str | None) -> tuple[int, int, int] | None:
+    """'a,b,c' as three positive integers."""
+    if text is None:
+        return None
+    try:
+        a, b, c = (int(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"'{text}' is not three integers such as 96,144,192") from None
+    if min(a, b, c) < 1:
+        raise click.UsageError(f"'{text}': all three must be positive")
+    return a, b, c
+
+
+if __name__ == "__main__":
+    main()

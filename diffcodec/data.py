@@ -1,0 +1,183 @@
+"""Training data: folders of images, CIFAR-10 in its usual forms, and mosaics of tiles.
+
+Everything is lossless uint8.  A data set is a list of pictures in memory; a training crop is
+chosen by a generator that the caller keys, so that data order never depends on how a run was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffcodec.errors import DataError
+
+U8 = NDArray[np.uint8]
+IMAGE_SUFFIXES = {".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg"}
+MOSAIC_TILE = 32
+MOSAIC_WIDTH = 3200
+
+
+def is_mosaic(path: Path) -> bool:
+    """True for the CIFAR-10 mosaics: 3200 pixels wide, 100 tiles of 32×32 a row."""
+    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            return image.width == MOSAIC_WIDTH and image.height % MOSAIC_TILE == 0
+    except OSError:
+        return False
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_mosaic(path: Path) -> U8:
+    """All tiles of a mosaic in reading order, [N, 32, 32, 3]."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    rows, columns = pixels.shape[0] // MOSAIC_TILE, pixels.shape[1] // MOSAIC_TILE
+    tiles = pixels.reshape(rows, MOSAIC_TILE, columns, MOSAIC_TILE, 3)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, MOSAIC_TILE, MOSAIC_TILE, 3)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads CIFAR-10's pickles, which hold dicts, lists and numpy arrays and nothing else."""
+
+    ALLOWED: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refusing to load {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _planes(rows: NDArray[np.generic]) -> U8:
+    """CIFAR's rows of 3072 planar bytes as [N, 32, 32, 3]."""
+    planar = np.asarray(rows, dtype=np.uint8).reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planar.transpose(0, 2, 3, 1))
+
+
+def _read_pickle(stream: object) -> U8:
+    content = _ArraysOnly(stream, encoding="bytes").load()  # type: ignore[arg-type]
+    return _planes(content[b"data"])
+
+
+def _read_binary(content: bytes) -> U8:
+    return _planes(np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:])
+
+
+def _from_folder(folder: Path) -> Iterator[U8]:
+    pickles = sorted(p for p in folder.glob("data_batch_*") if not p.suffix)
+    binaries = sorted(folder.glob("data_batch_*.bin"))
+    for path in pickles:
+        with path.open("rb") as stream:
+            yield from _read_pickle(stream)
+    if not pickles:
+        for path in binaries:
+            yield from _read_binary(path.read_bytes())
+    if pickles or binaries:
+        return
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        yield from _from_file(path)
+
+
+def _from_archive(path: Path) -> Iterator[U8]:
+    with tarfile.open(path) as archive:
+        for member in sorted(archive.getmembers(), key=lambda m: m.name):
+            name = Path(member.name).name
+            stream = archive.extractfile(member)
+            if stream is None or not name.startswith("data_batch_"):
+                continue
+            yield from (
+                _read_binary(stream.read()) if name.endswith(".bin") else _read_pickle(stream)
+            )
+
+
+def _from_file(path: Path) -> Iterator[U8]:
+    if path.suffix.lower() in {".gz", ".tgz", ".tar"}:
+        yield from _from_archive(path)
+    elif path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as content:
+            yield from content["images"] if "images" in content else content[content.files[0]]
+    elif is_mosaic(path):
+        yield from read_mosaic(path)
+    else:
+        with Image.open(path) as image:
+            yield np.asarray(image.convert("RGB"))
+
+
+def load_images(paths: list[Path]) -> list[U8]:
+    """Every picture under ``paths`` as uint8 [H, W, 3], in a fixed order.
+
+    A path is a folder (of images of any usual kind, of CIFAR-10's python pickles or of its
+    binary batches), an archive of either form of CIFAR-10, an .npz of images [N, H, W, 3], a
+    mosaic, or an image.  Of a folder of CIFAR-10 mosaics only ``train_*`` are read when there
+    are any, so that pointing at the data set never trains on its test images.
+    Raises DataError when nothing can be read.
+    """
+    images: list[U8] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        mosaics = sorted(path.glob("train_*")) if path.is_dir() else []
+        sources = [p for p in mosaics if is_mosaic(p)] or [path]
+        for source in sources:
+            try:
+                images.extend(_from_folder(source) if source.is_dir() else _from_file(source))
+            except (OSError, ValueError, KeyError, pickle.UnpicklingError, tarfile.TarError) as e:
+                raise DataError(f"{source}: cannot be read as training data ({e})") from e
+    if not images:
+        raise DataError(f"no images found in {', '.join(map(str, paths))}")
+    return images
+
+
+class CropSampler:
+    """Batches of random crops with horizontal flips, uint8 [B, 3, crop, crop].
+
+    Batch number k of epoch-wise shuffled pictures depends only on (seed, k).
+    """
+
+    def __init__(self, images: list[U8], crop: int, batch: int, seed: int) -> None:
+        small = sum(min(i.shape[:2]) < crop for i in images)
+        if small:
+            raise DataError(f"{small} of {len(images)} images are smaller than the crop of {crop}")
+        self.images, self.crop, self.batch, self.seed = images, crop, batch, seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.images))
+        if epoch != self._epoch:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._epoch, self._order = epoch, rng.permutation(len(self.images))
+        return int(self._order[place])
+
+    def __call__(self, step: int) -> U8:
+        """The batch of training step ``step`` (0, 1, …)."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, step]))
+        out = np.empty((self.batch, self.crop, self.crop, 3), dtype=np.uint8)
+        for k in range(self.batch):
+            picture = self.images[self._index(step * self.batch + k)]
+            y = int(rng.integers(picture.shape[0] - self.crop + 1))
+            x = int(rng.integers(picture.shape[1] - self.crop + 1))
+            tile = picture[y : y + self.crop, x : x + self.crop]
+            out[k] = tile[:, ::-1] if rng.random() < 0.5 else tile
+        return np.ascontiguousarray(out.transpose(0, 3, 1, 2))

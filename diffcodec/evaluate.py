@@ -1,0 +1,225 @@
+"""Real bytes against the model's own ideal, and quality along a file.
+
+The *ideal channel* is a chain of exact samples of q: y = d + N(0, I), each step at its
+KL(q || p_θ) bits with the predicted variances, and the final layer at its exact code length.
+It runs on its own path with the same model and plan.  Ideal bits and real bytes are reported
+side by side and never mixed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec.api import decode, encode, parse
+from diffcodec.codec import SentLayer, to_levels
+from diffcodec.final_layer import ideal_bits
+from diffcodec.image import Picture, from_array
+from diffcodec.model import Model
+from diffcodec.plans import EFFORTS, PLANS, Plan
+from diffcodec.reverse import Prior, evaluate, predict_x0, start
+from diffcodec.tables import OCTAVE, Y_UNIT
+
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
+
+def rmse(a: U8, b: U8) -> float:
+    """Root mean squared difference in levels."""
+    return float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))))
+
+
+def psnr(a: U8, b: U8) -> float:
+    """Peak signal-to-noise ratio in dB over all values; infinite for equal pictures."""
+    error = rmse(a, b)
+    return math.inf if error == 0.0 else 20.0 * math.log10(255.0 / error)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One coded step or the final layer.
+
+    t: timestep reached; noise_levels: noise of x_t in levels; real_bits: payload without
+    framing; ideal_bits; noise_ratio: E[(y − d)²]; psnr, rmse: of x̂_0 after the layer.
+    """
+
+    t: int
+    noise_levels: float
+    real_bits: int
+    ideal_bits: float
+    noise_ratio: float
+    psnr: float
+    rmse: float
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One picture.  bytes counts the whole file; overhead: coded steps, real over ideal."""
+
+    name: str
+    width: int
+    height: int
+    bytes: int
+    header_and_framing: int
+    bpp: float
+    bpd: float
+    ideal_bpd: float
+    step_overhead: float
+    layers: list[LayerReport]
+    psnr_at_bpp: dict[str, float]
+    encode_seconds: float
+    decode_seconds: float
+    evaluations: int
+    exact: bool
+
+
+def ideal_chain(
+    model: Model, picture: Picture, plan: Plan, rng: np.random.Generator
+) -> list[float]:
+    """Ideal bits of every step of the plan, then of the final layer (see the module)."""
+    truth = picture.levels / 127.5 - 1.0
+    x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
+    bits = []
+    for a, b in plan.steps:
+        p = Prior(model, x, a, b, picture.grey)
+        d = p.shifts(truth)
+        s = np.exp2(p.s_index / OCTAVE)
+        kl = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
+        bits.append(float(np.sum(kl if p.mute is None else kl[~p.mute])))
+        y = d + rng.standard_normal(d.shape)
+        x = p.sample(np.rint(y * (1 << Y_UNIT)).astype(np.int64))
+    out = evaluate(model, x, 1)
+    mean = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
+    scale = float(model.schedule.sigma_levels(1)) * np.exp(0.5 * out.pixel[:3])
+    final = ideal_bits(picture.levels.astype(np.int64), mean, scale, out.pixel[3:])
+    return [*bits, final / 3.0 if picture.grey else final]
+
+
+def evaluate_picture(
+    name: str,
+    pixels: U8,
+    model: Model,
+    *,
+    effort: int,
+    seed: int = 0,
+    rates: tuple[float, ...] = (),
+    ideal_seed: int = 0,
+) -> ImageReport:
+    """Encode and decode one picture uint8 [H, W, 3] or [H, W] and report on everything.
+
+    rates: bpp at which the one file is cut and decoded.
+    """
+    picture = from_array(pixels)
+    plan = PLANS[EFFORTS[effort][0]]
+    sent: list[SentLayer] = []
+    begun = time.perf_counter()
+    content = encode(picture, model=model, effort=effort, seed=seed, watch=sent.append)
+    encoded = time.perf_counter()
+    decoded = decode(content, model=model)
+    finished = time.perf_counter()
+    area = picture.width * picture.height
+    ideal = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
+    layers = _layer_reports(model, picture, plan, sent, ideal)
+    payload = sum(len(layer.code) for layer in parse(content).layers)
+    quality = {}
+    for rate in rates:
+        size = int(rate * area / 8)
+        if size >= len(content):
+            continue
+        shown = decode(content[:size], model=model).pixels
+        quality[f"{rate:g}"] = psnr(shown, pixels)
+    return ImageReport(
+        name=name,
+        width=picture.width,
+        height=picture.height,
+        bytes=len(content),
+        header_and_framing=len(content) - payload,
+        bpp=8 * len(content) / area,
+        bpd=8 * len(content) / area / (1 if picture.grey else 3),
+        ideal_bpd=sum(ideal) / area / (1 if picture.grey else 3),
+        step_overhead=sum(r.real_bits for r in layers[:-1]) / sum(ideal[:-1]),
+        layers=layers,
+        psnr_at_bpp=quality,
+        encode_seconds=encoded - begun,
+        decode_seconds=finished - encoded,
+        evaluations=decoded.evaluations,
+        exact=decoded.exact and bool(np.array_equal(decoded.pixels, pixels)),
+    )
+
+
+def _layer_reports(
+    model: Model, picture: Picture, plan: Plan, sent: list[SentLayer], ideal: list[float]
+) -> list[LayerReport]:
+    steps = len(plan.steps)
+    rows = []
+    for number, (layer, bits) in enumerate(zip(sent[:steps], ideal, strict=False)):
+        # x̂_0 *after* a step is what the next layer starts from.
+        shown = to_levels(sent[number + 1].x0_hat)
+        rows.append(
+            LayerReport(
+                t=layer.b,
+                noise_levels=float(model.schedule.sigma_levels(layer.b)),
+                real_bits=8 * len(layer.code),
+                ideal_bits=bits,
+                noise_ratio=layer.noise_ratio,
+                psnr=psnr(shown, picture.levels),
+                rmse=rmse(shown, picture.levels),
+            )
+        )
+    final = sum(8 * len(layer.code) for layer in sent[steps:])
+    rows.append(LayerReport(0, 0.0, final, ideal[-1], 1.0, math.inf, 0.0))
+    return rows
+
+
+def summarise(reports: list[ImageReport]) -> dict[str, Any]:
+    """Means over pictures; ratios are of sums, so that large pictures count by their bits."""
+
+    def mean(value: Callable[[ImageReport], float]) -> float:
+        return float(np.mean([value(r) for r in reports]))
+
+    layers = []
+    for column in zip(*(r.layers for r in reports), strict=True):
+        real, ideal = sum(c.real_bits for c in column), sum(c.ideal_bits for c in column)
+        layers.append(
+            {
+                "t": column[0].t,
+                "noise_levels": column[0].noise_levels,
+                "real_bits": real / len(reports),
+                "ideal_bits": ideal / len(reports),
+                "overhead": real / ideal if ideal else math.nan,
+                "noise_ratio": float(np.mean([c.noise_ratio for c in column])),
+                "psnr": float(np.mean([c.psnr for c in column])),
+                "rmse": float(np.mean([c.rmse for c in column])),
+            }
+        )
+    step_real = sum(r.real_bits for i in reports for r in i.layers[:-1])
+    step_ideal = sum(r.ideal_bits for i in reports for r in i.layers[:-1])
+    rates = reports[0].psnr_at_bpp if reports else {}
+    return {
+        "pictures": len(reports),
+        "exact": sum(r.exact for r in reports),
+        "bytes": mean(lambda r: r.bytes),
+        "header_and_framing": mean(lambda r: r.header_and_framing),
+        "bpp": mean(lambda r: r.bpp),
+        "bpd": mean(lambda r: r.bpd),
+        "ideal_bpd": mean(lambda r: r.ideal_bpd),
+        "step_overhead": step_real / step_ideal,
+        "psnr_at_bpp": {
+            rate: float(np.mean([r.psnr_at_bpp[rate] for r in reports if rate in r.psnr_at_bpp]))
+            for rate in rates
+        },
+        "encode_seconds_median": float(np.median([r.encode_seconds for r in reports])),
+        "decode_seconds_median": float(np.median([r.decode_seconds for r in reports])),
+        "evaluations": mean(lambda r: r.evaluations),
+        "layers": layers,
+    }
+
+
+def to_dict(report: ImageReport) -> dict[str, Any]:
+    return asdict(report)

@@ -1,0 +1,184 @@
+"""The codec's ε-model: a fully convolutional U-Net with three heads and no normalisation.
+
+``CodecUNet`` sees x_t at half resolution (2×2 pixels become channels), so a picture of any
+size that is a multiple of 8 passes through it, and nothing in it depends on the picture's
+size.  It is conditioned on λ = log-SNR by FiLM and predicts
+
+* ``eps``: the noise ε of x_t (eq. 12);
+* ``coef_logvar``: the log-variance of the error of ε in the colour × 8×8-DCT domain, which
+  sets the rate of every coefficient in the relative entropy channel;
+* ``pixel``: what the discretised decoder (eq. 13) needs at t = 1.
+
+Preconditioning follows Karras et al. 2022: the network's own output F has unit scale at
+every noise level, ε̂ = c_skip x_t + c_out F.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DATA_VARIANCE = 0.25
+"""Variance of images scaled to [-1, 1], for the preconditioning only."""
+
+PIXEL_OUTPUTS = 6
+"""Final layer: three log-variances, then the coefficients G→R, G→B and R→B."""
+
+SIZE_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a :class:`CodecUNet`.
+
+    channels: feature channels at 1/2, 1/4 and 1/8 of the picture's size.
+    blocks: residual blocks at each of these sizes, on the way down and on the way up
+        (the last entry is used once, at the bottom).
+    embedding: width of the log-SNR embedding.
+    """
+
+    channels: tuple[int, int, int] = (96, 144, 192)
+    blocks: tuple[int, int, int] = (2, 2, 3)
+    embedding: int = 128
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        """Rebuild from :meth:`to_dict` (or JSON); unknown keys raise ValueError."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
+        fixed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**fixed)
+
+
+class Prediction(NamedTuple):
+    """What the network says of one noisy batch; float32.
+
+    eps: [B, 3, H, W]; coef_logvar: [B, 192, H/8, W/8], channel c·64 + 8·v + u for colour c
+    and DCT band (v, u); pixel: [B, 6, H, W].
+    """
+
+    eps: Tensor
+    coef_logvar: Tensor
+    pixel: Tensor
+
+
+class Conv2d(nn.Module):
+    """Convolution whose weight is kept as a matrix [out, in·k·k], the form Muon updates."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, gain: float = 1.0) -> None:
+        super().__init__()
+        fan_in = c_in * kernel * kernel
+        self.shape = (c_out, c_in, kernel, kernel)
+        self.padding = kernel // 2
+        self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (gain / math.sqrt(fan_in)))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.view(self.shape), self.bias, padding=self.padding)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(FiLM(conv(relu(x))))), the last convolution starting at zero."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.conv_in = Conv2d(channels, channels, 3, gain=math.sqrt(2.0))
+        self.film = nn.Linear(embedding, 2 * channels)
+        self.conv_out = Conv2d(channels, channels, 3, gain=0.0)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv_in(F.relu(x))
+        h = F.relu(h * (1.0 + scale) + shift)
+        return x + self.conv_out(h)
+
+
+class CodecUNet(nn.Module):
+    """ε_θ(x_t, λ) with its two variance heads; see the module's docstring."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        c0, c1, c2 = config.channels
+        n0, n1, n2 = config.blocks
+        width = config.embedding
+
+        def stage(channels: int, count: int) -> nn.ModuleList:
+            return nn.ModuleList(ResidualBlock(channels, width) for _ in range(count))
+
+        self.embed = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU()
+        )
+        self.stem = Conv2d(24, c0, 3)
+        self.down0, self.to1 = stage(c0, n0), Conv2d(4 * c0, c1, 1)
+        self.down1, self.to2 = stage(c1, n1), Conv2d(4 * c1, c2, 1)
+        self.middle = stage(c2, n2)
+        self.from2, self.up1 = Conv2d(c2, 4 * c1, 1), stage(c1, n1)
+        self.from1, self.up0 = Conv2d(c1, 4 * c0, 1), stage(c0, n0)
+        self.eps_head = Conv2d(c0, 12, 3, gain=0.0)
+        self.pixel_head = Conv2d(c0, 4 * PIXEL_OUTPUTS, 1, gain=0.0)
+        self.coef_local = Conv2d(c0, 16, 1)
+        self.coef_hidden = Conv2d(256 + c2, 256, 1, gain=math.sqrt(2.0))
+        self.coef_film = nn.Linear(width, 2 * 256)
+        self.coef_head = Conv2d(256, 192, 1, gain=0.0)
+        nn.init.zeros_(self.coef_film.weight)
+        nn.init.zeros_(self.coef_film.bias)
+
+    def embed_log_snr(self, log_snr: Tensor) -> Tensor:
+        """FiLM embedding [B, embedding] of λ [B], float32: sinusoids of periods 1.5 to 60."""
+        half = self.config.embedding // 2
+        periods = torch.logspace(math.log10(1.5), math.log10(60.0), half, device=log_snr.device)
+        phase = log_snr[:, None].float() * (2.0 * math.pi / periods)
+        return self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+
+    def forward(self, x_t: Tensor, log_snr: Tensor) -> Prediction:
+        """x_t: [B, 3, H, W] float32, H and W multiples of 8; log_snr: [B] float32."""
+        abar = torch.sigmoid(log_snr.float())[:, None, None, None]
+        total = DATA_VARIANCE * abar + (1.0 - abar)
+        c_skip = (1.0 - abar).sqrt() / total
+        c_out = (DATA_VARIANCE * abar / total).sqrt()
+
+        # Fine detail is fed once more, free of the local mean and at unit scale: at the last
+        # steps the noise is 1/200 of the picture's range and would drown in bfloat16.
+        detail = x_t - F.avg_pool2d(x_t, 3, stride=1, padding=1, count_include_pad=False)
+        detail = detail / (0.01 * abar + (1.0 - abar)).sqrt()
+        inputs = torch.cat([x_t / total.sqrt(), detail], dim=1)
+
+        emb = self.embed_log_snr(log_snr)
+        h0 = self.stem(F.pixel_unshuffle(inputs, 2))
+        for block in self.down0:
+            h0 = block(h0, emb)
+        h1 = self.to1(F.pixel_unshuffle(h0, 2))
+        for block in self.down1:
+            h1 = block(h1, emb)
+        h2 = self.to2(F.pixel_unshuffle(h1, 2))
+        for block in self.middle:
+            h2 = block(h2, emb)
+        h1 = h1 + F.pixel_shuffle(self.from2(F.relu(h2)), 2)
+        for block in self.up1:
+            h1 = block(h1, emb)
+        h0 = h0 + F.pixel_shuffle(self.from1(F.relu(h1)), 2)
+        for block in self.up0:
+            h0 = block(h0, emb)
+
+        features = F.relu(h0)
+        out = F.pixel_shuffle(self.eps_head(features), 2).float()
+        pixel = F.pixel_shuffle(self.pixel_head(features), 2).float()
+        local = F.pixel_unshuffle(F.relu(self.coef_local(features)), 4)
+        hidden = self.coef_hidden(torch.cat([local, F.relu(h2)], dim=1))
+        scale, shift = self.coef_film(emb)[:, :, None, None].chunk(2, dim=1)
+        coef = self.coef_head(F.relu(hidden * (1.0 + scale) + shift)).float()
+        return Prediction(c_skip * x_t + c_out * out, coef, pixel)

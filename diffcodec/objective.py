@@ -1,0 +1,137 @@
+"""What training minimises: the bits of a file, per dimension (design: Algorithms 3 and 4).
+
+Drawing λ uniformly and weighting the squared error of ε evenly is the likelihood's own
+weighting (Kingma et al. 2021).  The steps that will be coded are finite, so the loss is their
+cost, KL(q || p_θ) with the predicted variance of every colour × DCT coefficient, plus the
+length of the discretised decoder's code at t = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffcodec.network import CodecUNet, Prediction
+from diffcodec.transform import BANDS, BLOCK, matrix
+
+LOG2E = 1.0 / math.log(2.0)
+COEF_LOGVAR_RANGE = (-14.0, 4.0)
+PIXEL_LOGVAR_RANGE = (-3.0, 6.0)
+"""Log-variances are clamped to these ranges, in training and in coding alike."""
+MAX_DEVIATION = 8.0
+
+
+def block_transform(x: Tensor) -> Tensor:
+    """W applied to every 8×8 block: [B, 3, H, W] -> [B, 192, H/8, W/8], float32."""
+    weight = torch.from_numpy(matrix()).to(x.device, torch.float32)
+    return F.conv2d(x, weight.view(BANDS, 3, BLOCK, BLOCK), stride=BLOCK)
+
+
+def step_cost_bits(error: Tensor, logvar: Tensor, delta: float) -> Tensor:
+    """KL(N(d, 1) || N(0, 1 + s)) in bits for one step of length ``delta`` in log-SNR.
+
+    error: W(ε − ε̂), any shape; logvar: predicted log-variance of it, same shape.
+    d = √(expm1(delta)) · error and s = expm1(delta) · exp(logvar).
+    """
+    gain2 = math.expm1(delta)
+    s = gain2 * logvar.clamp(*COEF_LOGVAR_RANGE).exp()
+    d2 = gain2 * error.square()
+    return (0.5 * LOG2E) * (torch.log1p(s) + (d2 - s) / (1.0 + s))
+
+
+def pixel_cost_bits(x_0: Tensor, x0_hat: Tensor, pixel: Tensor, sigma_levels: float) -> Tensor:
+    """Code length of the discretised Gaussian decoder (eq. 13) in bits, [B, 3, H, W].
+
+    x_0: levels 0–255 (float); x0_hat: the model's mean in levels; pixel: the network's six
+    outputs.  Channels are coded G, R, B, each mean corrected by the residuals before it.
+    """
+    red, green, blue = (x_0 - x0_hat).unbind(dim=1)
+    log_scale = math.log(sigma_levels) + 0.5 * pixel[:, :3].clamp(*PIXEL_LOGVAR_RANGE)
+    g_to_r, g_to_b, r_to_b = pixel[:, 3:].unbind(dim=1)
+    red_left = red - g_to_r * green
+    blue_left = blue - g_to_b * green - r_to_b * red_left
+    residual = torch.stack([red_left, green, blue_left], dim=1)
+    inverse = torch.exp(-log_scale)
+    # Tails in log space: log(Φ(hi) − Φ(lo)) with hi, lo on the same side of zero; beyond
+    # MAX_DEVIATION the cost grows linearly, so that no outlier rules a training step.
+    z = residual.abs() * inverse
+    inside = z.clamp(max=MAX_DEVIATION)
+    log_hi = torch.special.log_ndtr(0.5 * inverse - inside)
+    log_lo = torch.special.log_ndtr(-0.5 * inverse - inside)
+    log_p = log_hi + torch.log1p(-torch.exp(log_lo - log_hi).clamp(max=1.0 - 1e-6))
+    return LOG2E * (MAX_DEVIATION * (z - inside) - log_p)
+
+
+class Loss(NamedTuple):
+    """Bits/dim: ``steps`` of a whole chain, ``final`` layer, ``mse`` the K → ∞ limit of steps."""
+
+    steps: Tensor
+    final: Tensor
+    mse: Tensor
+
+
+def stratified_log_snr(count: int, low: float, high: float, offset: float) -> Tensor:
+    """``count`` values spread evenly over [low, high], shifted by offset in [0, 1)."""
+    grid = (torch.arange(count, dtype=torch.float64) + offset) / count
+    return (low + (high - low) * grid).float()
+
+
+def training_loss(
+    model: CodecUNet,
+    images: Tensor,
+    noise: Tensor,
+    offset: float,
+    *,
+    log_snr_low: float,
+    log_snr_high: float,
+    step_length: float,
+    final_share: float = 1 / 8,
+) -> Loss:
+    """Monte-Carlo estimate of the code length of ``images`` uint8 [B, 3, H, W] (Algorithm 1).
+
+    The first ``final_share`` of the batch is evaluated at t = 1 (λ = ``log_snr_high``) for the
+    final layer, the rest at stratified λ for the coded steps.
+    """
+    levels = images.float()
+    x_0 = levels / 127.5 - 1.0
+    n_final = max(1, round(final_share * len(images)))
+    log_snr = torch.cat(
+        [
+            torch.full((n_final,), log_snr_high),
+            stratified_log_snr(len(images) - n_final, log_snr_low, log_snr_high, offset),
+        ]
+    ).to(images.device)
+    abar = torch.sigmoid(log_snr)[:, None, None, None]
+    rest = torch.sigmoid(-log_snr)[:, None, None, None]
+    x_t = abar.sqrt() * x_0 + rest.sqrt() * noise
+    out: Prediction = model(x_t, log_snr)
+
+    error = (noise - out.eps)[n_final:]
+    chain = (log_snr_high - log_snr_low) / step_length
+    steps = (
+        chain
+        * step_cost_bits(block_transform(error), out.coef_logvar[n_final:], step_length).mean()
+    )
+    mse = 0.5 * LOG2E * (log_snr_high - log_snr_low) * error.square().mean()
+
+    sigma = math.exp(-0.5 * log_snr_high)
+    x0_hat = x_0[:n_final] + sigma * (noise - out.eps)[:n_final]
+    final = pixel_cost_bits(
+        levels[:n_final], (x0_hat + 1.0) * 127.5, out.pixel[:n_final], sigma * 127.5
+    ).mean()
+    return Loss(steps, final, mse)
+
+
+def bits_per_dim(loss: Loss) -> Tensor:
+    """Steps and final layer together, bits/dim."""
+    return loss.steps + loss.final
+
+
+def default_range(schedule_log_snr: np.ndarray) -> tuple[float, float]:
+    """The range of λ worth training: from where nothing is left of the image to t = 1."""
+    return max(-6.0, float(schedule_log_snr[-1])), float(schedule_log_snr[1])

@@ -1,0 +1,69 @@
+"""Coding plans: which timesteps a file codes, and at what extra rate.
+
+A plan is part of the format: files name it by number, so an entry is never changed, only new
+ones are added.  They suit the codec's schedule (T = 1000, β from (0.6 levels)² to 0.02); a file
+made with another schedule writes its plan out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+MAX_TIMESTEP = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, and how steps are put into layers.
+
+    x at t_0 comes from the shared noise at no cost, the K steps t_0 → t_1 → … are coded, then
+    x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
+    file, so that framing does not outweigh them; every later step is a layer of its own.
+    """
+
+    timesteps: tuple[int, ...]
+    eta: int
+    grouped: int = 1
+
+    def __post_init__(self) -> None:
+        t = self.timesteps
+        if len(t) < 2 or t[-1] != 1 or any(a <= b for a, b in pairwise(t)):
+            raise ValueError(f"timesteps must fall to 1: {t}")
+        if t[0] > MAX_TIMESTEP or len(t) > 256:
+            raise ValueError(f"at most 256 timesteps, none above {MAX_TIMESTEP}: {t}")
+        if not 64 <= self.eta <= 255:
+            raise ValueError(f"eta must lie in 64..255 (1/128): {self.eta}")
+        if not 1 <= self.grouped < len(t):
+            raise ValueError(f"the first layer holds 1..{len(t) - 1} steps: {self.grouped}")
+
+    @property
+    def layers(self) -> list[list[tuple[int, int]]]:
+        """The coded steps (a, b), layer by layer."""
+        steps = list(pairwise(self.timesteps))
+        return [steps[: self.grouped], *([step] for step in steps[self.grouped :])]
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """The coded steps (a, b) of all layers."""
+        return [step for layer in self.layers for step in layer]
+
+
+PLANS: dict[int, Plan] = {
+    0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 133, 5),
+}
+
+EFFORTS: dict[int, tuple[int, int]] = {
+    1: (0, 128),
+    2: (0, 256),
+    3: (0, 512),
+    4: (0, 1024),
+    5: (0, 4096),
+    6: (0, 8192),
+    7: (0, 16384),
+    8: (0, 32768),
+    9: (0, 65536),
+}
+"""Effort 1…9: (plan, survivors of the trellis search)."""
+
+DEFAULT_EFFORT = 5

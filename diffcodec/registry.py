@@ -1,0 +1,63 @@
+"""Where models are found: the folder of shipped models, or a folder given by its path."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from diffcodec.errors import ModelError
+from diffcodec.model import CONFIG, Model, read_model
+
+DEFAULT = "cifar10"
+
+
+def models_folder() -> Path:
+    """The shipped models: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with diffcodec."""
+    folder = models_folder()
+    return sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
+
+
+@cache
+def _load(folder: Path) -> Model:
+    return read_model(folder)
+
+
+def load_model(name: str) -> Model:
+    """A model by the name of a shipped one or by the path of its folder; ModelError if absent."""
+    if name in shipped():
+        return _load(models_folder() / name)
+    if Path(name).is_dir():
+        return _load(Path(name).resolve())
+    raise ModelError(
+        f"unknown model '{name}': give a folder, or one of {', '.join(shipped()) or 'none shipped'}"
+    )
+
+
+def default_model() -> Model:
+    """The model used when none is named."""
+    return load_model(DEFAULT)
+
+
+def is_shipped(model: Model) -> bool:
+    """Whether a file may leave out the model's name."""
+    return any(load_model(name).fingerprint == model.fingerprint for name in shipped())
+
+
+def find_model(fingerprint: bytes, name: str) -> Model:
+    """The shipped model with this fingerprint; ModelError that says what is needed otherwise."""
+    for candidate in shipped():
+        model = load_model(candidate)
+        if model.fingerprint == fingerprint:
+            return model
+    wanted = f"model '{name}'" if name else "a model of another version of diffcodec"
+    raise ModelError(
+        f"the file needs {wanted} (fingerprint {fingerprint.hex()}), which is not installed; "
+        "give its folder with --model"
+    )

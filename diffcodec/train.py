@@ -1,0 +1,287 @@
+"""Algorithm 1, with the code length as the objective; resumes exactly where it stopped.
+
+Everything random in step k is keyed by (seed, k): the pictures, the crops, the noise and the
+offset of the stratified log-SNRs.  A checkpoint therefore holds weights, EMA, optimiser state
+and the step, and nothing else is needed to continue as if never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcodec.data import U8, CropSampler, load_images
+from diffcodec.errors import DataError
+from diffcodec.files import atomic_path
+from diffcodec.model import ModelConfig, save_model
+from diffcodec.network import CodecUNet, Conv2d, NetworkConfig
+from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
+from diffcodec.schedule import Schedule
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run; stored in its checkpoint.
+
+    steps: optimiser steps in all; the learning rates fall linearly to zero at the end.
+    lr_matrix / lr: peak learning rates of Muon (inner convolutions) and AdamW (the rest).
+    mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
+    step_length: length in log-SNR of the steps whose cost is trained.
+    holdout: pictures at the end of the data kept out for validation.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    steps: int = 20000
+    batch: int = 64
+    crop: int = 32
+    lr_matrix: float = 3e-3
+    lr: float = 1e-3
+    warmup: int = 200
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    mse_weight: float = 0.3
+    step_length: float = 1.5
+    holdout: int = 512
+    seed: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        values = dict(values)
+        return cls(network=NetworkConfig.from_dict(values.pop("network")), **values)
+
+
+def split_parameters(model: CodecUNet) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(inner convolution matrices, everything else).  Heads and stem go with the rest."""
+    matrices = [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, Conv2d) and "head" not in name and name != "stem"
+    ]
+    chosen = {id(p) for p in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+
+
+def make_optimizers(model: CodecUNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices (Jordan 2024), AdamW for the rest."""
+    matrices, rest = split_parameters(model)
+    return [
+        torch.optim.Muon(
+            matrices, lr=config.lr_matrix, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then linear decay to zero at ``config.steps``."""
+    return min(1.0, (step + 1) / config.warmup) * (1.0 - step / config.steps)
+
+
+class Trainer:
+    """Weights, EMA and optimisers of one run, advanced a step at a time."""
+
+    def __init__(
+        self, config: TrainConfig, schedule: Schedule, images: list[U8], device: str
+    ) -> None:
+        if not 0 <= config.holdout < len(images):
+            raise DataError(f"cannot hold out {config.holdout} of {len(images)} images")
+        cut = len(images) - config.holdout
+        self.config, self.schedule, self.device = config, schedule, torch.device(device)
+        self.batches = CropSampler(images[:cut], config.crop, config.batch, config.seed)
+        self.held_out = images[cut:]
+        torch.manual_seed(config.seed)
+        self.model = CodecUNet(config.network).to(self.device)
+        self.ema = CodecUNet(config.network).to(self.device)
+        self.ema.load_state_dict(self.model.state_dict())
+        self.optimizers = make_optimizers(self.model, config)
+        self.step = 0
+        self.low, self.high = default_range(schedule.log_snr)
+
+    def loss(self, model: CodecUNet, images: Tensor, generator: torch.Generator) -> Loss:
+        """Code length of a batch uint8 [B, 3, H, W]; all randomness from ``generator``."""
+        noise = torch.randn(images.shape, generator=generator)
+        offset = float(torch.rand((), generator=generator))
+        return training_loss(
+            model,
+            images.to(self.device),
+            noise.to(self.device),
+            offset,
+            log_snr_low=self.low,
+            log_snr_high=self.high,
+            step_length=self.config.step_length,
+        )
+
+    def train_step(self) -> Loss:
+        """One optimiser step; returns the batch's loss."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        images = torch.from_numpy(self.batches(self.step))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.loss(self.model, images, generator)
+        factor = lr_factor(self.step, self.config)
+        for optimizer, peak in zip(
+            self.optimizers, (self.config.lr_matrix, self.config.lr), strict=True
+        ):
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+        (bits_per_dim(loss) + self.config.mse_weight * loss.mse).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if torch.isfinite(norm):  # a rare overflow must not poison the weights
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.step += 1
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(value, 1.0 - decay)
+        return Loss(*(term.detach() for term in loss))
+
+    def validate(self) -> Loss | None:
+        """Float32 loss of the EMA weights on the held-out pictures; None without any."""
+        sampler = CropSampler(self.held_out, self.config.crop, 64, 0) if self.held_out else None
+        if sampler is None:
+            return None
+        rows = []
+        with torch.no_grad():
+            for k in range(-(-len(self.held_out) // 64)):
+                generator = torch.Generator().manual_seed(k)
+                rows.append(self.loss(self.ema, torch.from_numpy(sampler(k)), generator))
+        return Loss(*(torch.stack(column).mean() for column in zip(*rows, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_dict(),
+            "schedule": asdict(self.schedule),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run folder, by weights-only loading; DataError if unusable."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise DataError(f"{path}: no checkpoint to resume from")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds for a damaged file
+        raise DataError(f"{path}: not a readable checkpoint ({e})") from e
+    return state
+
+
+def save_run(trainer: Trainer, folder: Path, name: str) -> None:
+    """Write the checkpoint and the EMA weights as a loadable model, each atomically."""
+    with atomic_path(folder / CHECKPOINT) as temporary:
+        torch.save(trainer.state_dict(), temporary)
+    config = ModelConfig(name=name, network=trainer.config.network, schedule=trainer.schedule)
+    save_model(folder, config, trainer.ema.state_dict())
+
+
+class _StopRequest:
+    """Turns SIGINT and SIGTERM into a flag, so that a run ends on a whole checkpoint."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(number, self._handle)
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        self.requested = True
+
+
+def train(
+    data: list[Path],
+    out: Path,
+    config: TrainConfig,
+    *,
+    schedule: Schedule | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    name: str = "model",
+    checkpoint_minutes: float = 5.0,
+    until_step: int | None = None,
+    report: Callable[[str], None] = print,
+) -> Trainer:
+    """Train on ``data`` and leave checkpoint, model and log in ``out``.
+
+    With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
+    ignored.  ``until_step`` stops early (at a checkpoint) without changing the schedule.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state = read_checkpoint(out) if resume else None
+    if state is None and (out / CHECKPOINT).exists():
+        raise DataError(f"{out} already holds a run; use --resume or another folder")
+    if state is not None:
+        config = TrainConfig.from_dict(state["config"])
+        schedule = Schedule(**state["schedule"])
+    trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
+    if state is not None:
+        trainer.load_state_dict(state)
+    end = min(config.steps, until_step or config.steps)
+    stop = _StopRequest()
+    recent: list[Loss] = []
+    saved = logged = time.monotonic()
+    while trainer.step < end and not stop.requested:
+        recent.append(trainer.train_step())
+        now = time.monotonic()
+        if trainer.step % 100 == 0:
+            mean = Loss(*(torch.stack(c).mean() for c in zip(*recent, strict=True)))
+            rate = len(recent) * config.batch / (now - logged)
+            report(_line(trainer, mean, rate))
+            _log(out, trainer.step, "train", mean)
+            recent, logged = [], now
+        if now - saved > 60.0 * checkpoint_minutes:
+            _checkpoint(trainer, out, name, report)
+            saved = logged = time.monotonic()
+            recent = []
+    _checkpoint(trainer, out, name, report)
+    return trainer
+
+
+def _line(trainer: Trainer, loss: Loss, rate: float) -> str:
+    return (
+        f"step {trainer.step}/{trainer.config.steps}  {float(bits_per_dim(loss)):.3f} bits/dim "
+        f"(steps {float(loss.steps):.3f} + final {float(loss.final):.3f}, "
+        f"limit {float(loss.mse):.3f})  {rate:.0f} images/s"
+    )
+
+
+def _log(out: Path, step: int, kind: str, loss: Loss) -> None:
+    row = {"step": step, "kind": kind, **{k: float(v) for k, v in loss._asdict().items()}}
+    with (out / LOG).open("a") as stream:
+        stream.write(json.dumps(row) + os.linesep)
+
+
+def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], None]) -> None:
+    save_run(trainer, out, name)
+    held_out = trainer.validate()
+    if held_out is not None:
+        _log(out, trainer.step, "held out", held_out)
+        report(f"held out: {float(bits_per_dim(held_out)):.4f} bits/dim; checkpoint written")
