@@ -6,7 +6,7 @@ diffcodec.decode(data[:200]).pixels        # a lossy picture
 diffcodec.decode(data).pixels              # the original, exactly
 """
 
-from diffcodec.api import Decoded, decode, encode, truncate
+from diffcodec.api import Decoded, decode, decode_batch, encode, encode_batch, truncate
 from diffcodec.errors import DataError, DiffcodecError, FormatError, ModelError
 from diffcodec.registry import default_model, load_model
 
@@ -19,8 +19,10 @@ __all__ = [
     "ModelError",
     "__version__",
     "decode",
+    "decode_batch",
     "default_model",
     "encode",
+    "encode_batch",
     "load_model",
     "truncate",
 ]

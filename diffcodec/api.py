@@ -14,9 +14,10 @@ from PIL import Image
 from diffcodec import container
 from diffcodec.codec import SentLayer, Settings, receive, send, strips
 from diffcodec.container import Contents, Header, Writer
-from diffcodec.errors import FormatError, ModelError
+from diffcodec.errors import DataError, FormatError, ModelError
 from diffcodec.image import Picture, from_array, from_image, to_array
 from diffcodec.model import Model
+from diffcodec.parallel import thread_map
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
 from diffcodec.registry import default_model, find_model, is_shipped
 
@@ -51,14 +52,17 @@ def encode(
     """Encode one picture; lossless unless ``stop_t`` or ``max_bytes`` limits it.
 
     effort: 1…9; stop_t: no layer finer than the smallest coded timestep ≥ stop_t is written;
-    max_bytes: the file is cut there; plan: overrides the effort's; progress and watch are
-    called after every layer.  Raises DataError or FormatError.
+    max_bytes: the file is cut there; plan: overrides the effort's (an exact model knows the
+    timesteps of the numbered plans only); progress and watch are
+    called after every layer.  Raises DataError, FormatError or ModelError.
     """
     if not isinstance(picture, Picture):
         if isinstance(picture, Image.Image):
             picture = from_image(picture)
         else:
             picture = from_array(np.asarray(picture))
+    if effort not in EFFORTS:
+        raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
     model = model or default_model()
     number, survivors = EFFORTS[effort]
     plan = plan or PLANS[number]
@@ -73,6 +77,7 @@ def encode(
         float_arithmetic=not model.exact,
     )
     check_size(header, max_bytes)
+    model.check_plan(plan)
     writer = Writer(header)
     settings = _settings(header)
     rows = strips(picture.height)
@@ -100,6 +105,33 @@ def encode(
     return writer.getvalue()[:max_bytes]
 
 
+def encode_batch(
+    pictures: Sequence[Picture | Image.Image | NDArray[Any]],
+    *,
+    model: Model | None = None,
+    effort: int = DEFAULT_EFFORT,
+    seed: int = 0,
+) -> list[bytes]:
+    """Encode several pictures losslessly, on all cores; the same bytes as one by one."""
+    loaded = model or default_model()
+
+    def work(number: int) -> bytes:
+        return encode(pictures[number], model=loaded, effort=effort, seed=seed)
+
+    return thread_map(work, len(pictures))
+
+
+def decode_batch(
+    contents: Sequence[bytes], *, stop_t: int = 0, model: Model | None = None
+) -> list[Decoded]:
+    """Decode several files, on all cores; the same pictures as one by one."""
+
+    def work(number: int) -> Decoded:
+        return decode(contents[number], stop_t=stop_t, model=model)
+
+    return thread_map(work, len(contents))
+
+
 def smallest_coded(plan: Plan, stop_t: int) -> int:
     """The smallest timestep of the plan that is ≥ ``stop_t`` (t_0 if there is none)."""
     return min((t for t in plan.timesteps if t >= stop_t), default=plan.timesteps[0])
@@ -125,6 +157,10 @@ def decode(
             f"the file was written with model {header.fingerprint.hex()}, not with "
             f"{model.name} ({model.fingerprint.hex()})"
         )
+    if header.float_arithmetic == model.exact:
+        kind = "floating-point" if header.float_arithmetic else "exact"
+        raise ModelError(f"the file was written with {kind} arithmetic, the model has the other")
+    model.check_plan(header.plan)
     settings = _settings(header)
     codes = [layer.code for layer in contents.layers]
     shown = receive(model, codes, settings, cut=contents.cut, stop_t=stop_t)

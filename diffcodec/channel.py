@@ -3,7 +3,7 @@
 One *segment* is some thousands of coefficients, in the shared pseudo-random order that spreads
 surprises evenly.  Its code is a whole number of bytes:
 
-    scale    j ≥ 0-coded integer (zigzag, Elias gamma): all s are multiplied by 2**(j/4)
+    scale    j ≥ 0-coded integer (zigzag, Elias gamma): all s are multiplied by 2**(j/2)
     escape   1 bit: whether corrections follow
     escapes  if so: align to a byte, varint length, constriction range-coder bytes
     trellis  the remaining bits, their number known to both sides
@@ -40,7 +40,7 @@ NEGLIGIBLE = -6 * OCTAVE
 """Coefficients with s below 2**-6 are not coded."""
 
 SCALE_STEP = OCTAVE // 2
-"""One step of the segment's scale: a quarter of an octave of s."""
+"""One step of the segment's scale: half an octave of s."""
 
 SCALE_RANGE = (-12, 24)
 
@@ -111,7 +111,7 @@ def _budget_bits(rate: I64, eta: int) -> int:
 
 
 def _bit_ends(rate: I64, bits: int) -> I64:
-    """K_i: ``bits`` dealt in proportion to the rates, no coefficient above the limit."""
+    """K_i: ``bits`` dealt in proportion to the rates."""
     total = int(rate.sum())
     if total == 0:
         return np.zeros(len(rate), dtype=np.int64)
@@ -125,7 +125,7 @@ def _trellis_bits(rate: I64, eta: int, head_bits: int) -> int:
 
 
 def choose_scale(d: F64, s_index: I64) -> int:
-    """The j that minimises Σ ½[ln(1 + cs) + (1 + d²)/(1 + cs)], c = 2**(j/4).
+    """The j that minimises Σ ½[ln(1 + cs) + (1 + d²)/(1 + cs)], c = 2**(j/2).
 
     d²/(1+cs) is capped at ESCAPE_AT², as escapes do.
     """
@@ -198,7 +198,7 @@ def send_segment(
 
 def escape_steps(s_index: I64) -> I64:
     """Size of one unit of a correction, 2√(1+s), in 2**-12."""
-    return 2 * ((tables.candidate_scales()[s_index - S_MIN] * 37838 + (1 << 15)) >> 16)
+    return 2 * ((tables.candidate_scales()[s_index - S_MIN] * 37837 + (1 << 15)) >> 16)
 
 
 def _undecided(deal: _Deal) -> Received:

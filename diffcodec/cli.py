@@ -18,7 +18,7 @@ import click
 from tqdm import tqdm
 
 from diffcodec import __version__
-from diffcodec.errors import DiffcodecError
+from diffcodec.errors import DataError, DiffcodecError
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
 PATH = click.Path(path_type=Path)
@@ -75,6 +75,8 @@ def _limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:
     """The size limit in bytes; UsageError if both kinds are given."""
     if bpp is not None and max_bytes is not None:
         raise click.UsageError("give --bpp or a number of bytes, not both")
+    if bpp is not None and not math.isfinite(bpp):
+        raise click.UsageError(f"--bpp must be a number of bits, not {bpp}")
     return int(bpp * area / 8) if bpp is not None else max_bytes
 
 
@@ -165,7 +167,11 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     target = output or source.with_suffix(".png")
+    if output is None and target.exists():
+        raise DataError(f"{target} exists; name the output with -o")
     write_bytes(target, image_bytes(decoded.pixels, target.suffix))
+    if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
+        click.echo(f"note: a {target.suffix} file does not keep every pixel", err=True)
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
     quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
     result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
@@ -249,9 +255,12 @@ def sample(
 
     if size % 8:
         raise click.UsageError("--size must be a multiple of 8")
+    loaded = registry.load_model(model or registry.DEFAULT)
+    if steps is not None and steps > loaded.schedule.timesteps:
+        raise click.UsageError(f"--steps: the model has {loaded.schedule.timesteps} timesteps")
     begun = time.perf_counter()
     pictures = samplers.ancestral(
-        registry.load_model(model or registry.DEFAULT),
+        loaded,
         count,
         size,
         seed=seed,
@@ -294,7 +303,7 @@ def evaluate(
     """
     from diffcodec import registry
     from diffcodec.data import load_images
-    from diffcodec.evaluate import evaluate_picture, summarise, to_dict
+    from diffcodec.evaluate import evaluate_picture, finite, summarise, to_dict
     from diffcodec.files import write_bytes
 
     try:
@@ -303,6 +312,8 @@ def evaluate(
         raise click.BadParameter(
             "must be numbers separated by commas", param_hint="--rates"
         ) from None
+    if not all(math.isfinite(rate) and rate > 0 for rate in cuts):
+        raise click.UsageError("--rates must be positive numbers")
     loaded = registry.load_model(model or registry.DEFAULT)
     pictures = load_images(list(data))[:limit]
     # Compilation of the search and of the tables is no part of any picture's time.
@@ -321,7 +332,7 @@ def evaluate(
             "mean": summary,
             "pictures": [to_dict(r) for r in reports],
         }
-        write_bytes(json_path, (json.dumps(document, indent=1) + "\n").encode())
+        write_bytes(json_path, (json.dumps(finite(document), indent=1) + "\n").encode())
     if summary["exact"] != len(reports):
         sys.exit(1)
 
@@ -356,8 +367,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps  [default: 20000].")
 @click.option("--batch", type=click.IntRange(1), help="Pictures per step  [default: 64].")
 @click.option("--crop", type=click.IntRange(8), help="Side of training crops  [default: 32].")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="AdamW's peak rate.")
-@click.option("--seed", type=click.IntRange(0), help="Keys all randomness of the run.")
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="AdamW's peak rate.")
+@click.option("--seed", type=click.IntRange(0, 1 << 31), help="Keys all randomness of the run.")
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
 @click.option("--holdout", type=click.IntRange(0), help="Pictures kept out  [default: 512].")
@@ -417,6 +428,38 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         report=report,
     )
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.option("--data", type=PATH, required=True, multiple=True, help="Never a test set.")
+@click.option("--images", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--crop", type=click.IntRange(8), default=32, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def quantize(model: Path, data: tuple[Path, ...], images: int, crop: int, seed: int) -> None:
+    """Give the model folder MODEL its integer network, so that files decode everywhere.
+
+    \b
+    diffcodec quantize runs/cifar10 --data train_0.webp
+
+    The activations' ranges are calibrated on crops of the pictures.  Files written with the
+    model before cannot be read with it afterwards.
+    """
+    import torch
+
+    from diffcodec.data import CropSampler, load_images
+    from diffcodec.exact import quantize as run
+    from diffcodec.model import read_model, save_exact
+    from diffcodec.plans import PLANS
+
+    if crop % 8:
+        raise click.UsageError("--crop must be a multiple of 8")
+    trained = read_model(model)
+    batch = torch.from_numpy(CropSampler(load_images(list(data)), crop, images, seed)(0))
+    timesteps = sorted({t for plan in PLANS.values() for t in plan.timesteps}, reverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    save_exact(model, run(trained.network, trained.schedule, timesteps, batch, generator))
+    click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 
 def _triple(text: str | None) -> tuple[int, int, int] | None:

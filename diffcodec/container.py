@@ -1,7 +1,7 @@
 """The .ddc container, version 1: bytes ↔ header and layers.  docs/format.md is its specification.
 
-Knows nothing of models or pictures.  Writers and readers stand side by side; ``HEADER_FIELDS``
-in the specification is the order in which :meth:`Header.encode` and :func:`read_header` walk.
+Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
+in the order of the specification's table.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Header:
         name = self.model.encode()
         if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             raise FormatError(f"a picture of {self.width}x{self.height} is not supported")
+        if self.width * self.height > MAX_PIXELS:
+            raise FormatError(f"{self.width}x{self.height} is more than {MAX_PIXELS} pixels")
         if not 0 <= self.seed <= MAX_SEED or len(name) > 255:
             raise FormatError("seed or model name is out of range")
         flags = FLAG_SEED * bool(self.seed) | FLAG_FLOAT * self.float_arithmetic

@@ -142,7 +142,7 @@ def load_images(paths: list[Path]) -> list[U8]:
         for source in sources:
             try:
                 images.extend(_from_folder(source) if source.is_dir() else _from_file(source))
-            except (OSError, ValueError, KeyError, pickle.UnpicklingError, tarfile.TarError) as e:
+            except Exception as e:  # readers of foreign files raise almost anything
                 raise DataError(f"{source}: cannot be read as training data ({e})") from e
     if not images:
         raise DataError(f"no images found in {', '.join(map(str, paths))}")

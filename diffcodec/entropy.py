@@ -1,11 +1,13 @@
 """Ordinary entropy coding by constriction: corrections of outliers and final-layer symbols.
 
-Probabilities are multiples of 2**-24 that sum to one with no zero entry, so constriction's
-float input holds integers and both sides use the same model.
+Probabilities are handed over as multiples of 2**-24 that sum to one with no zero entry, so
+constriction's float input is the same on both sides.  (Its fast path rescales them once more so
+that no symbol is impossible; docs/format.md has the rule.)
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import constriction
@@ -33,7 +35,7 @@ def integer_probabilities(weights: F64) -> I64:
     Only additions, products and floors: the same everywhere for the same weights.  What is
     left over goes to the largest entry.
     """
-    total = float(weights.sum())
+    total = math.fsum(weights)  # exact, whatever the order of summation
     spare = (1 << PRECISION) - len(weights)
     counts = np.floor(weights * (spare / total)).astype(np.int64) + 1
     counts[int(np.argmax(weights))] += (1 << PRECISION) - int(counts.sum())

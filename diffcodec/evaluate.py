@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffcodec.api import decode, encode, parse
 from diffcodec.codec import SentLayer, to_levels
-from diffcodec.final_layer import ideal_bits
+from diffcodec.final_layer import COEF_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array
 from diffcodec.model import Model
 from diffcodec.plans import EFFORTS, PLANS, Plan
@@ -96,8 +96,9 @@ def ideal_chain(
         x = p.sample(np.rint(y * (1 << Y_UNIT)).astype(np.int64))
     out = evaluate(model, x, 1)
     mean = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
-    scale = float(model.schedule.sigma_levels(1)) * np.exp(0.5 * out.pixel[:3])
-    final = ideal_bits(picture.levels.astype(np.int64), mean, scale, out.pixel[3:])
+    scale = np.exp2((out.scale_index + model.schedule.sigma_index(1)) / OCTAVE)
+    coefs = out.coefs / COEF_UNIT
+    final = ideal_bits(picture.levels.astype(np.int64), mean, scale, coefs)
     return [*bits, final / 3.0 if picture.grey else final]
 
 
@@ -126,11 +127,12 @@ def evaluate_picture(
     area = picture.width * picture.height
     ideal = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
     layers = _layer_reports(model, picture, plan, sent, ideal)
-    payload = sum(len(layer.code) for layer in parse(content).layers)
+    contents = parse(content)
+    payload = sum(len(layer.code) for layer in contents.layers)
     quality = {}
     for rate in rates:
         size = int(rate * area / 8)
-        if size >= len(content):
+        if not contents.header_size <= size < len(content):
             continue
         shown = decode(content[:size], model=model).pixels
         quality[f"{rate:g}"] = psnr(shown, pixels)
@@ -200,7 +202,7 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
         )
     step_real = sum(r.real_bits for i in reports for r in i.layers[:-1])
     step_ideal = sum(r.ideal_bits for i in reports for r in i.layers[:-1])
-    rates = reports[0].psnr_at_bpp if reports else {}
+    rates = dict.fromkeys(rate for r in reports for rate in r.psnr_at_bpp)
     return {
         "pictures": len(reports),
         "exact": sum(r.exact for r in reports),
@@ -219,6 +221,15 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
         "evaluations": mean(lambda r: r.evaluations),
         "layers": layers,
     }
+
+
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_dict(report: ImageReport) -> dict[str, Any]:

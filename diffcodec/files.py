@@ -39,7 +39,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` in one piece."""
+    """Write ``content`` to ``path`` in one piece (straight through to a pipe or device)."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)
+            return
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror or e})") from e
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -113,7 +113,7 @@ def _channel_means(p: Distribution, residuals: dict[int, I64], channel: int) -> 
 
 
 def _grey(p: Distribution) -> tuple[I64, I64]:
-    """Mean and scale of a grey pixel: three independent views of one value."""
+    """Mean and scale of a grey pixel: x_1 holds three views of one value, 1/√3 of the spread."""
     return p.mean.sum(axis=0) // 3, p.scale[GREEN] - round(tables.OCTAVE * 0.79)
 
 

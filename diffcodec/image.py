@@ -69,6 +69,15 @@ def from_image(image: Image.Image) -> Picture:
     return Picture(picture.levels, picture.grey, dropped)
 
 
+def _refuse_deep(image: Image.Image) -> None:
+    """DataError for more than 8 bits a sample, which Pillow would cut off without a word."""
+    details = [tile[3] for tile in getattr(image, "tile", [])]
+    parts = [p for d in details for p in (d if isinstance(d, tuple) else (d,))]
+    deep = (";16" in p if isinstance(p, str) else isinstance(p, int) and p > 255 for p in parts)
+    if image.format in {"PNG", "PPM"} and any(deep):
+        raise DataError("16 bits a sample are not supported; convert to 8-bit RGB first")
+
+
 def read_image(path: Path) -> Picture:
     """Load a picture file; DataError with one line when it cannot be used."""
     content = read_bytes(path)
@@ -76,6 +85,7 @@ def read_image(path: Path) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise DataError("animations are not supported; extract a frame first")
+            _refuse_deep(image)
             image.load()
             return from_image(image)
     except UnidentifiedImageError:

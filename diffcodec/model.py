@@ -1,35 +1,39 @@
 """A trained model on disk and in memory: weights, configuration, fingerprint.
 
-``models/NAME/`` holds ``config.json``, ``model.safetensors`` (half precision; those rounded
-values are the model) and ``card.md``.  The fingerprint is the first bytes of a SHA-256 of the
-configuration and of every parameter, so that a file names exactly the model it was written
-with.
+``models/NAME/`` holds ``config.json``, ``model.safetensors`` (half precision, for training and
+sampling), ``exact.safetensors`` (the integers that code, see exact.py) and ``card.md``.  The
+fingerprint is the first bytes of a SHA-256 of the configuration and of every parameter that
+codes, so that a file names exactly the model it was written with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffcodec.errors import DataError, ModelError
+from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
 from diffcodec.files import read_bytes, write_bytes
-from diffcodec.network import CodecUNet, NetworkConfig, Prediction
+from diffcodec.network import CodecUNet, NetworkConfig
+from diffcodec.plans import Plan
 from diffcodec.schedule import Schedule
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+EXACT = "exact.safetensors"
 FINGERPRINT_BYTES = 3
+_THREADS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,64 +64,83 @@ class ModelConfig:
         )
 
 
-def _fingerprint(config: ModelConfig, weights: dict[str, Tensor]) -> bytes:
-    """SHA-256 over network and schedule (not the name) and all half-precision parameters."""
+def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
+    """SHA-256 over network and schedule (not the name) and all tensors, bit by bit."""
     digest = hashlib.sha256()
     settings = {"network": config.network.to_dict(), "schedule": asdict(config.schedule)}
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].to(torch.float16).contiguous().numpy().tobytes())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
+        digest.update(tensors[key].contiguous().numpy().tobytes())
     return digest.digest()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Limit torch to one thread inside the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    """Limit torch to one thread inside the block, which only one thread enters at a time."""
+    with _THREADS:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
-    Attributes: config, schedule, fingerprint (bytes), network (float32, eval mode).
+    Attributes: config, schedule, network (float32, for training and sampling), fingerprint.
+    With integer tensors ``exact`` (from :func:`diffcodec.exact.quantize`) coding uses these and
+    the fingerprint is theirs; without, coding is in floating point.
     """
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        exact: dict[str, Tensor] | None = None,
+    ) -> None:
         self.config, self.schedule = config, config.schedule
-        self.fingerprint = _fingerprint(config, weights)[:FINGERPRINT_BYTES]
-        self.network = CodecUNet(config.network)
+        half = {k: v.to(torch.float16) for k, v in weights.items()}
+        self.fingerprint = _fingerprint(config, exact or half)[:FINGERPRINT_BYTES]
         try:
-            self.network.load_state_dict({k: v.float() for k, v in weights.items()})
-        except RuntimeError as e:
+            self.network = CodecUNet(config.network)
+            self.network.load_state_dict({k: v.float() for k, v in half.items()})
+            self._exact = ExactNetwork(exact, config.network.blocks) if exact else None
+        except (RuntimeError, KeyError, IndexError) as e:
             raise ModelError(f"weights do not fit the model's configuration ({e})") from e
         self.network.eval().requires_grad_(False)
 
     @property
     def exact(self) -> bool:
-        """Whether predictions are integer arithmetic, the same on every machine."""
-        return False
+        """Whether coding is integer arithmetic, the same on every machine."""
+        return self._exact is not None
 
     @property
     def name(self) -> str:
         return self.config.name
 
-    def predict(self, x_t: np.ndarray, t: int) -> Prediction:
-        """Network outputs for x_t float32 [3, H, W], H and W multiples of 8.
+    def check_plan(self, plan: Plan) -> None:
+        """ModelError if the model cannot be evaluated at all timesteps of ``plan``."""
+        if plan.timesteps[0] > self.schedule.timesteps:
+            raise ModelError(f"the plan begins at t = {plan.timesteps[0]}, beyond the model's T")
+        missing = self._exact.missing(plan.timesteps) if self._exact else []
+        if missing:
+            raise ModelError(f"the model has no exact constants for timesteps {missing}")
 
-        One picture and one thread at a time: a batch or another number of threads may take
-        another path through the convolutions and round differently, and sender and receiver
-        must agree to the last bit.
+    def evaluate(self, x: Tensor, t: int) -> Integers:
+        """The network's outputs for one state x int64 [3, H, W] in 2**-16, H, W multiples of 8.
+
+        In floating point one thread is used: another number of threads may take another path
+        through the convolutions and round differently.
         """
+        if self._exact is not None:
+            return self._exact(x, t)
         log_snr = torch.tensor([float(self.schedule.at(self.schedule.log_snr, t))])
         with torch.inference_mode(), _one_thread():
-            out = self.network(torch.from_numpy(x_t)[None], log_snr)
-        return Prediction(*(part[0] for part in out))
+            out = self.network((x / (1 << X_UNIT)).float()[None], log_snr)
+        return round_outputs(*(part[0].double() for part in out))
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
@@ -127,15 +150,21 @@ def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) ->
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
+def save_exact(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the integer network of a model folder."""
+    write_bytes(folder / EXACT, save(tensors))
+
+
 def read_model(folder: Path) -> Model:
     """Load a model folder; ModelError with one line when it is missing or malformed."""
     try:
         config = ModelConfig.from_json(read_bytes(folder / CONFIG).decode())
         weights = load_file(folder / WEIGHTS)
+        exact = load_file(folder / EXACT) if (folder / EXACT).exists() else None
     except DataError as e:
         raise ModelError(f"{folder}: not a model folder ({e})") from e
     except (OSError, SafetensorError) as e:
-        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({e})") from e
+        raise ModelError(f"{folder}: weights cannot be read ({e})") from e
     except (ValueError, KeyError, TypeError) as e:
         raise ModelError(f"{folder / CONFIG}: not a model configuration ({e})") from e
-    return Model(config, weights)
+    return Model(config, weights, exact)

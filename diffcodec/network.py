@@ -46,6 +46,18 @@ class NetworkConfig:
     blocks: tuple[int, int, int] = (2, 2, 3)
     embedding: int = 128
 
+    def __post_init__(self) -> None:
+        for name in ("channels", "blocks"):
+            value = getattr(self, name)
+            if not (
+                isinstance(value, tuple)
+                and len(value) == 3
+                and all(isinstance(v, int) and v >= 1 for v in value)
+            ):
+                raise ValueError(f"{name} must be three positive integers, not {value!r}")
+        if not isinstance(self.embedding, int) or self.embedding < 2 or self.embedding % 2:
+            raise ValueError(f"embedding must be a positive even integer, not {self.embedding!r}")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -126,8 +138,10 @@ class CodecUNet(nn.Module):
         self.down0, self.to1 = stage(c0, n0), Conv2d(4 * c0, c1, 1)
         self.down1, self.to2 = stage(c1, n1), Conv2d(4 * c1, c2, 1)
         self.middle = stage(c2, n2)
-        self.from2, self.up1 = Conv2d(c2, 4 * c1, 1), stage(c1, n1)
-        self.from1, self.up0 = Conv2d(c1, 4 * c0, 1), stage(c0, n0)
+        # Linear and zero at first: noise from a coarse level that has learnt nothing yet would
+        # teach its ReLUs to stay shut for good.
+        self.from2, self.up1 = Conv2d(c2, 4 * c1, 1, gain=0.0), stage(c1, n1)
+        self.from1, self.up0 = Conv2d(c1, 4 * c0, 1, gain=0.0), stage(c0, n0)
         self.eps_head = Conv2d(c0, 12, 3, gain=0.0)
         self.pixel_head = Conv2d(c0, 4 * PIXEL_OUTPUTS, 1, gain=0.0)
         self.coef_local = Conv2d(c0, 16, 1)
@@ -167,10 +181,10 @@ class CodecUNet(nn.Module):
         h2 = self.to2(F.pixel_unshuffle(h1, 2))
         for block in self.middle:
             h2 = block(h2, emb)
-        h1 = h1 + F.pixel_shuffle(self.from2(F.relu(h2)), 2)
+        h1 = h1 + F.pixel_shuffle(self.from2(h2), 2)
         for block in self.up1:
             h1 = block(h1, emb)
-        h0 = h0 + F.pixel_shuffle(self.from1(F.relu(h1)), 2)
+        h0 = h0 + F.pixel_shuffle(self.from1(h1), 2)
         for block in self.up0:
             h0 = block(h0, emb)
 

@@ -1,7 +1,7 @@
 """Randomness that sender and receiver share: counters through an integer hash.
 
-Nothing here keeps state and nothing is a float: a value depends on its key and its index
-alone, so it is the same on every machine, in any order and at any batch size.
+Nothing here keeps state and nothing is a float: a value depends on its key, its index and (for
+normal noise) the length of its stream alone, so it is the same on every machine.
 """
 
 from __future__ import annotations

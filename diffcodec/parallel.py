@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -10,14 +11,24 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_here = threading.local()
+
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=_mark_worker)
+
+
+def _mark_worker() -> None:
+    _here.is_worker = True
 
 
 def thread_map(function: Callable[[int], T], count: int) -> list[T]:
-    """[function(0), …, function(count − 1)], in order, on all cores when count > 1."""
-    if count == 1:
-        return [function(0)]
+    """[function(0), …, function(count − 1)], in order, on all cores when count > 1.
+
+    Inside another thread_map the work is done in place: workers that wait for workers could
+    wait for ever.
+    """
+    if count == 1 or getattr(_here, "is_worker", False):
+        return [function(number) for number in range(count)]
     return list(_pool().map(function, range(count)))

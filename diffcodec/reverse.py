@@ -12,22 +12,23 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from diffcodec.coefficients import Layout, layout
-from diffcodec.final_layer import COEF_UNIT, MEAN_UNIT, Distribution
+from diffcodec.exact import EPS_UNIT, X_UNIT
+from diffcodec.final_layer import MEAN_UNIT, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.objective import COEF_LOGVAR_RANGE, PIXEL_LOGVAR_RANGE
-from diffcodec.tables import OCTAVE, Y_UNIT
+from diffcodec.tables import Y_UNIT
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-X_UNIT = 16
-EPS_UNIT = 14
-_LOG2E = 1.0 / math.log(2.0)
+X0_LIMIT = 4.0
+"""Predictions are kept within this, so that no model, however wrong, overflows anything."""
+
 _START = 0
 
 
@@ -36,12 +37,13 @@ class NetworkOutput:
     """The network's view of x_a, as integers.
 
     eps: [3, H, W] in 2**-14; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉], log2 of the variance of W(ε − ε̂)
-    in 1/8; pixel: float64 [6, H, W], clamped log-variances and coefficients.
+    in 1/8; scale_index, coefs: [3, H, W], for the final layer.
     """
 
     eps: I64
     coef_index: I64
-    pixel: F64
+    scale_index: I64
+    coefs: I64
 
 
 def evaluate(model: Model, x: I64, t: int) -> NetworkOutput:
@@ -49,16 +51,11 @@ def evaluate(model: Model, x: I64, t: int) -> NetworkOutput:
     _, height, width = x.shape
     margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
     padded = np.pad(x, margin, mode="symmetric")
-    out = model.predict((padded / (1 << X_UNIT)).astype(np.float32), t)
-    eps, coef, pixel = (part.double().numpy() for part in out)
-    coef = np.clip(coef, *COEF_LOGVAR_RANGE)
-    pixel = pixel[:, :height, :width]
-    pixel = np.concatenate([np.clip(pixel[:3], *PIXEL_LOGVAR_RANGE), np.clip(pixel[3:], -2, 2)])
-    return NetworkOutput(
-        eps=np.rint(eps[:, :height, :width] * (1 << EPS_UNIT)).astype(np.int64),
-        coef_index=np.rint(coef * (OCTAVE * _LOG2E)).astype(np.int64),
-        pixel=pixel,
+    out = model.evaluate(torch.from_numpy(padded), t)
+    eps, scale_index, coefs = (
+        part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
+    return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs)
 
 
 def start(t: int, seed: int, height: int, width: int) -> I64:
@@ -68,8 +65,9 @@ def start(t: int, seed: int, height: int, width: int) -> I64:
 
 
 def predict_x0(model: Model, x: I64, t: int, out: NetworkOutput, grey: bool) -> F64:
-    """x̂_0(x_t), eq. 15, float64 [3, H, W] in the [-1, 1] scale (not clipped)."""
+    """x̂_0(x_t), eq. 15, float64 [3, H, W] in the [-1, 1] scale, clipped only to ±X0_LIMIT."""
     x_0 = model.schedule.predict_x0(x / (1 << X_UNIT), t, out.eps / (1 << EPS_UNIT))
+    x_0 = np.clip(x_0, -X0_LIMIT, X0_LIMIT)
     if grey:
         x_0 = np.broadcast_to((x_0[0] + x_0[1] + x_0[2]) / 3.0, x_0.shape)
     return x_0
@@ -90,8 +88,7 @@ class Prior:
         self.mean = step.posterior_mean(self.x0_hat, x_a / (1 << X_UNIT))
         self.deviation = math.sqrt(step.variance)
         self._gain = step.coef_x0 / self.deviation
-        offset = round(OCTAVE * 2.0 * math.log2(step.eps_gain))
-        self.s_index: I64 = self.layout.spread(out.coef_index) + offset
+        self.s_index: I64 = self.layout.spread(out.coef_index) + step.gain_index
         self.mute = self.layout.chroma if grey else None
 
     def shifts(self, x_0: F64) -> F64:
@@ -108,10 +105,10 @@ def final_distribution(model: Model, x_1: I64, grey: bool) -> tuple[Distribution
     """p_θ(x_0 | x_1) as integers for the coder, and x̂_0(x_1)."""
     out = evaluate(model, x_1, 1)
     x0_hat = predict_x0(model, x_1, 1, out, grey)
-    log2_sigma = math.log2(float(model.schedule.sigma_levels(1)))
+    offset = model.schedule.sigma_index(1)
     distribution = Distribution(
         mean=np.rint((x0_hat + 1.0) * (127.5 * MEAN_UNIT)).astype(np.int64),
-        scale=np.rint((log2_sigma + 0.5 * _LOG2E * out.pixel[:3]) * OCTAVE).astype(np.int64),
-        coefs=np.rint(out.pixel[3:] * COEF_UNIT).astype(np.int64),
+        scale=out.scale_index + offset,
+        coefs=out.coefs,
     )
     return distribution, x0_hat

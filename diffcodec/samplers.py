@@ -18,6 +18,8 @@ def strided_timesteps(total: int, steps: int) -> list[int]:
     """``steps`` timesteps from ``total`` down to 1, evenly spaced; ValueError if impossible."""
     if not 1 <= steps <= total:
         raise ValueError(f"steps must lie in 1..{total}, not {steps}")
+    if steps == 1:
+        return [total]
     return sorted({int(t) for t in np.rint(np.linspace(1, total, steps))}, reverse=True)
 
 

@@ -10,6 +10,7 @@ Images are scaled to [-1, 1]; one level (of 0–255) is 1/127.5 there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from functools import cached_property
 
 import numpy as np
@@ -49,20 +50,35 @@ class Schedule:
         return np.concatenate([[0.0], betas])
 
     @cached_property
+    def _exact(self) -> list[Decimal]:
+        """ᾱ_0 … ᾱ_T to 40 digits.
+
+        Sender and receiver must get the same float64 tables on any machine: decimal arithmetic
+        is the same everywhere, the C library's log and exp are not.
+        """
+        with localcontext(prec=40):
+            products = [Decimal(1)]
+            for beta in self.betas[1:]:
+                products.append(products[-1] * (1 - Decimal(float(beta))))
+            return products
+
+    @cached_property
     def alphas_cumprod(self) -> F64:
         """ᾱ_t = Π (1 − β_s), shape [T + 1], ᾱ_0 = 1."""
-        return np.cumprod(1.0 - self.betas).astype(np.float64)
+        return np.array([float(value) for value in self._exact])
 
     @cached_property
     def one_minus_alphas_cumprod(self) -> F64:
-        """1 − ᾱ_t, shape [T + 1], by expm1 so that small t keep full precision."""
-        return -np.expm1(np.cumsum(np.log1p(-self.betas)))
+        """1 − ᾱ_t, shape [T + 1], correctly rounded also where t is small."""
+        with localcontext(prec=40):
+            return np.array([float(1 - value) for value in self._exact])
 
     @cached_property
     def log_snr(self) -> F64:
         """λ_t = log(ᾱ_t / (1 − ᾱ_t)), shape [T + 1]; λ_0 = +inf."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.alphas_cumprod) - np.log(self.one_minus_alphas_cumprod)
+        with localcontext(prec=40):
+            tail = [float((value / (1 - value)).ln()) for value in self._exact[1:]]
+        return np.array([np.inf, *tail])
 
     def at(self, table: F64, t: ArrayLike) -> F64:
         """Entries of one of the tables above at timesteps ``t`` in 0..T."""
@@ -74,6 +90,13 @@ class Schedule:
     def sigma_levels(self, t: ArrayLike) -> F64:
         """Noise of x_t / √ᾱ_t around x_0, in levels of 0–255: √((1 − ᾱ_t)/ᾱ_t) · 127.5."""
         return np.exp(-0.5 * self.at(self.log_snr, t)) / LEVEL
+
+    def sigma_index(self, t: int) -> int:
+        """log2 of :meth:`sigma_levels` in 1/8, rounded, t >= 1."""
+        with localcontext(prec=40):
+            value = self._exact[t]
+            sigma2 = (1 - value) / value * Decimal("127.5") ** 2
+            return int((sigma2.ln() / Decimal(2).ln() * 4).to_integral_value())
 
     def nearest_timestep(self, log_snr: float) -> int:
         """The t in 1..T whose λ_t is nearest to ``log_snr``."""
@@ -97,19 +120,21 @@ class Schedule:
         """The strided step a → b of the reverse chain, 0 <= b < a <= T."""
         if not 0 <= b < a <= self.timesteps:
             raise ValueError(f"a step needs 0 <= b < a <= {self.timesteps}, not {a} -> {b}")
-        abar_a, abar_b = self.at(self.alphas_cumprod, [a, b])
-        rest_a, rest_b = self.at(self.one_minus_alphas_cumprod, [a, b])
-        log_ratio = float(np.sum(np.log1p(-self.betas[b + 1 : a + 1])))
-        alpha = float(np.exp(log_ratio))
-        beta = float(-np.expm1(log_ratio))
-        return Step(
-            a=a,
-            b=b,
-            coef_x0=float(np.sqrt(abar_b) * beta / rest_a),
-            coef_xa=float(np.sqrt(alpha) * rest_b / rest_a),
-            variance=float(rest_b / rest_a * beta),
-            eps_gain=float(np.sqrt(abar_b / abar_a * beta / rest_b)) if b else float("inf"),
-        )
+        with localcontext(prec=40):
+            abar_a, abar_b = self._exact[a], self._exact[b]
+            rest_a, rest_b = 1 - abar_a, 1 - abar_b
+            alpha = abar_a / abar_b
+            beta = 1 - alpha
+            gain2 = abar_b / abar_a * beta / rest_b if b else Decimal("Infinity")
+            return Step(
+                a=a,
+                b=b,
+                coef_x0=float(abar_b.sqrt() * beta / rest_a),
+                coef_xa=float(alpha.sqrt() * rest_b / rest_a),
+                variance=float(rest_b / rest_a * beta),
+                eps_gain=float(gain2.sqrt()),
+                gain_index=int((gain2.ln() / Decimal(2).ln() * 8).to_integral_value()) if b else 0,
+            )
 
     # -- the variational bound, eq. 5 ------------------------------------------------------
 
@@ -139,7 +164,7 @@ class Step:
     """One strided step a → b: q(x_b | x_a, x_0) = N(coef_x0·x_0 + coef_xa·x_a, variance·I).
 
     ``eps_gain`` turns an error of ε into the normalised shift d = (μ̃ − μ_θ)/√β̃; it is
-    √(expm1(λ_b − λ_a)), and infinite for b = 0.
+    √(expm1(λ_b − λ_a)), and infinite for b = 0.  ``gain_index`` is log2(eps_gain²) in 1/8.
     """
 
     a: int
@@ -148,6 +173,7 @@ class Step:
     coef_xa: float
     variance: float
     eps_gain: float
+    gain_index: int
 
     def posterior_mean(self, x_0: F64, x_a: F64) -> F64:
         """μ̃(x_a, x_0), eq. 7 with a stride."""

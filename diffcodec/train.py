@@ -208,9 +208,17 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not in the main thread
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
         self.requested = True
@@ -234,7 +242,6 @@ def train(
     With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
     ignored.  ``until_step`` stops early (at a checkpoint) without changing the schedule.
     """
-    out.mkdir(parents=True, exist_ok=True)
     state = read_checkpoint(out) if resume else None
     if state is None and (out / CHECKPOINT).exists():
         raise DataError(f"{out} already holds a run; use --resume or another folder")
@@ -244,8 +251,30 @@ def train(
     trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
     if state is not None:
         trainer.load_state_dict(state)
-    end = min(config.steps, until_step or config.steps)
-    stop = _StopRequest()
+    _make_folder(out)
+    with _StopRequest() as stop:
+        _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
+    return trainer
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{out}: cannot be made ({e.strerror or e})") from e
+
+
+def _run(
+    trainer: Trainer,
+    out: Path,
+    name: str,
+    until_step: int | None,
+    checkpoint_minutes: float,
+    stop: _StopRequest,
+    report: Callable[[str], None],
+) -> None:
+    """Steps, log lines and checkpoints until the end or a request to stop."""
+    end = min(trainer.config.steps, until_step or trainer.config.steps)
     recent: list[Loss] = []
     saved = logged = time.monotonic()
     while trainer.step < end and not stop.requested:
@@ -253,7 +282,7 @@ def train(
         now = time.monotonic()
         if trainer.step % 100 == 0:
             mean = Loss(*(torch.stack(c).mean() for c in zip(*recent, strict=True)))
-            rate = len(recent) * config.batch / (now - logged)
+            rate = len(recent) * trainer.config.batch / (now - logged)
             report(_line(trainer, mean, rate))
             _log(out, trainer.step, "train", mean)
             recent, logged = [], now
@@ -262,7 +291,6 @@ def train(
             saved = logged = time.monotonic()
             recent = []
     _checkpoint(trainer, out, name, report)
-    return trainer
 
 
 def _line(trainer: Trainer, loss: Loss, rate: float) -> str:

@@ -7,10 +7,13 @@ holds colour c (mean, red − blue, green against both) and DCT band (v, u).
 
 from __future__ import annotations
 
+from decimal import Decimal, localcontext
+
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 8
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 BANDS = 3 * BLOCK * BLOCK
 
 COLOUR = np.array(
@@ -23,11 +26,21 @@ COLOUR = np.array(
 """Orthonormal colour rows, applied to (R, G, B)."""
 
 
+def _cosine(numerator: int, denominator: int) -> float:
+    """cos(π · numerator / denominator), correctly rounded on every machine (Taylor series)."""
+    with localcontext(prec=40):
+        x = _PI * (numerator % (2 * denominator)) / denominator
+        term = total = Decimal(1)
+        for n in range(2, 80, 2):
+            term = -term * x * x / (n * (n - 1))
+            total += term
+        return float(total)
+
+
 def dct_matrix(n: int = BLOCK) -> NDArray[np.float64]:
     """Orthonormal DCT-II, [n, n]; row k is the k-th frequency."""
-    k = np.arange(n)[:, None]
-    x = np.arange(n)[None, :]
-    rows = np.cos(np.pi * (2 * x + 1) * k / (2 * n)) * np.sqrt(2.0 / n)
+    rows = np.array([[_cosine((2 * x + 1) * k, 2 * n) for x in range(n)] for k in range(n)])
+    rows *= np.sqrt(2.0 / n)
     rows[0] /= np.sqrt(2.0)
     return rows
 

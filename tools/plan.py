@@ -29,9 +29,17 @@ from diffcodec.objective import block_transform, pixel_cost_bits, step_cost_bits
 @click.option("--steps", "most", default=12, show_default=True, help="largest K to report")
 @click.option("--overhead", default=1.06, show_default=True, help="real over ideal bits of a step")
 @click.option("--frame", default=16.0, show_default=True, help="bits of framing per layer")
+@click.option("--grouped", default=60, show_default=True, help="steps to t >= this share a layer")
 @torch.inference_mode()
 def main(
-    folder: Path, data: Path, images: int, grid: int, most: int, overhead: float, frame: float
+    folder: Path,
+    data: Path,
+    images: int,
+    grid: int,
+    most: int,
+    overhead: float,
+    frame: float,
+    grouped: int,
 ) -> None:
     """Print the best plan for each K and its expected bits/dim."""
     model = read_model(folder)
@@ -51,7 +59,8 @@ def main(
         error = block_transform(noise - out.eps)
         for j in range(i + 1, len(ts)):
             bits = step_cost_bits(error, out.coef_logvar, float(lam[ts[j]] - lam[a]))
-            cost[i, j] = overhead * float(bits.mean()) + frame / dims
+            own_layer = ts[j] < grouped
+            cost[i, j] = overhead * float(bits.mean()) + own_layer * frame / dims
     noise = torch.randn(x_0.shape, generator=generator)
     sigma = float(np.exp(-0.5 * lam[1]))
     out = model.network(x_0 + sigma * noise, torch.full((len(x_0),), float(lam[1])))

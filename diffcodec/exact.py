@@ -1,0 +1,380 @@
+"""The codec network in integers carried by float32: the same result on every machine.
+
+An integer below 2**24 is exact in float32, and so is any sum of such integers, in any order,
+while every partial sum stays below 2**24.  Activations are quantised to 11 bits and the weights
+of every output channel to integers such that this bound holds *by construction*; then an
+ordinary convolution gives the same integers on any CPU, thread count, instruction set or GPU.
+Between convolutions stand single multiplications, additions, roundings and clamps, each exact
+under IEEE 754.  FiLM, biases and all scales are folded into one multiplier and one addend per
+channel and timestep, so the network exists for the timesteps of the coding plans only.
+
+    activation   a = clamp(round(x · mul + add), low, 2047),  low = 0 after ReLU, else −2047
+    residual     r ← clamp(r + round(conv(a) · mul + add)),   r in a fixed unit per resolution
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcodec.errors import ModelError
+from diffcodec.network import DATA_VARIANCE, CodecUNet, Conv2d
+from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
+from diffcodec.schedule import Schedule
+from diffcodec.tables import OCTAVE
+
+ACTIVATION_MAX = 2047
+SUM_LIMIT = 1 << 24
+RESIDUAL_MAX = 1 << 22
+X_UNIT = 16
+EPS_UNIT = 14
+COEF_UNIT = 64
+PIXEL_COEF_MAX = 2.0
+SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
+"""Convolutions whose inputs have no ReLU before them."""
+
+
+class Integers(NamedTuple):
+    """The network's outputs as both sides use them; int64 tensors.
+
+    eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
+    1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
+    [3, H, W], G→R, G→B, R→B in 1/64.
+    """
+
+    eps: Tensor
+    coef_index: Tensor
+    scale_index: Tensor
+    coefs: Tensor
+
+
+def round_outputs(eps: Tensor, coef_logvar: Tensor, pixel: Tensor) -> Integers:
+    """Network outputs in real units (float64) as integers."""
+    log_scale = pixel[:3].clamp(*PIXEL_LOGVAR_RANGE) * (0.5 * LOG2E * OCTAVE)
+    coefs = pixel[3:].clamp(-PIXEL_COEF_MAX, PIXEL_COEF_MAX) * COEF_UNIT
+    coef_index = coef_logvar.clamp(*COEF_LOGVAR_RANGE) * (LOG2E * OCTAVE)
+    return Integers(
+        eps=(eps * (1 << EPS_UNIT)).round().long(),
+        coef_index=coef_index.round().long(),
+        scale_index=log_scale.round().long(),
+        coefs=coefs.round().long(),
+    )
+
+
+def _reach(weight: Tensor, signed: bool) -> float:
+    """Largest partial sum of any output channel per unit of activation, weight [out, in, k, k]."""
+    rows = weight.flatten(1).double()
+    if signed:
+        return float(rows.abs().sum(1).max())
+    return float(torch.maximum(rows.clamp(min=0).sum(1), rows.clamp(max=0).neg().sum(1)).max())
+
+
+def _bounded(r: Tensor) -> Tensor:
+    return r.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)
+
+
+@contextmanager
+def _plain_convolutions() -> Iterator[None]:
+    """No algorithm that transforms its operands (NNPACK's Winograd and FFT)."""
+    with torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
+def _features(x: Tensor, height: int, width: int) -> Tensor:
+    """x in 2**-16, [1, 3, H, W] -> x and its local detail, both integers, [1, 6, H, W]."""
+    ones = x.new_ones(1, 1, height, width)
+    total = F.avg_pool2d(x, 3, stride=1, padding=1, divisor_override=1)
+    count = F.avg_pool2d(ones, 3, stride=1, padding=1, divisor_override=1)
+    return torch.cat([x, x - torch.round(total / count)], dim=1)
+
+
+@cache
+def _check_convolutions() -> None:
+    """ModelError if this machine's float32 convolutions round integers below 2**24.
+
+    They do when an option such as ONEDNN_DEFAULT_FPMATH_MODE lets them use bfloat16.
+    """
+    a = torch.full((1, 96, 8, 8), float(ACTIVATION_MAX)) - torch.arange(8.0)
+    weight = torch.full((16, 96, 3, 3), 9.0) - 2.0 * (torch.arange(3.0) == 1)
+    with torch.inference_mode(), _plain_convolutions():
+        found = F.conv2d(a, weight)
+    true = F.conv2d(a.double(), weight.double())
+    if not torch.equal(found.double(), true):
+        raise ModelError(
+            "this machine's convolutions are not exact; unset ONEDNN_DEFAULT_FPMATH_MODE and "
+            "leave torch's float32 precision at 'highest'"
+        )
+
+
+class ExactNetwork:
+    """Integer inference from a dictionary of tensors made by :func:`quantize`.
+
+    weights: "NAME.weight" int16 [out, in, k, k]; "NAME.in_mul", "NAME.in_add" float32
+    [timesteps, in], "NAME.out_mul", "NAME.out_add" float32 [timesteps, out]; "timesteps" int64.
+    Raises ModelError if a partial sum could reach 2**24.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], blocks: tuple[int, int, int]) -> None:
+        self.tensors, self.blocks = tensors, blocks
+        self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
+        self.weights: dict[str, Tensor] = {}
+        _check_convolutions()
+        for key, value in tensors.items():
+            if not bool(torch.isfinite(value.float()).all()):
+                raise ModelError(f"{key} holds numbers that are not finite")
+            if key.endswith(".weight"):
+                name = key.removesuffix(".weight")
+                weight = value.float()
+                reach = _reach(weight, signed=name in SIGNED) * ACTIVATION_MAX
+                if reach >= SUM_LIMIT:
+                    raise ModelError(f"{name}: partial sums could reach {reach} >= 2**24")
+                self.weights[name] = weight
+
+    def missing(self, timesteps: Iterable[int]) -> list[int]:
+        """Those of ``timesteps`` the network cannot be evaluated at."""
+        return [t for t in timesteps if t not in self.rows]
+
+    def _constant(self, name: str, row: int) -> Tensor:
+        return self.tensors[name][row][None, :, None, None]
+
+    def _quantize(self, x: Tensor, name: str, row: int) -> Tensor:
+        """The input of convolution ``name``."""
+        product = x * self._constant(f"{name}.in_mul", row)
+        low = -ACTIVATION_MAX if name in SIGNED else 0
+        shifted = product + self._constant(f"{name}.in_add", row)
+        return torch.round(shifted).clamp_(low, ACTIVATION_MAX)
+
+    def _conv(self, a: Tensor, name: str) -> Tensor:
+        weight = self.weights[name]
+        return F.conv2d(a, weight, padding=weight.shape[-1] // 2)
+
+    def _scaled(self, y: Tensor, name: str, row: int) -> Tensor:
+        """A convolution's output in the units of what it is added to."""
+        product = y * self._constant(f"{name}.out_mul", row)
+        return torch.round(product + self._constant(f"{name}.out_add", row))
+
+    def _step(self, x: Tensor, name: str, row: int) -> Tensor:
+        return self._scaled(self._conv(self._quantize(x, name, row), name), name, row)
+
+    def _stage(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
+        for k in range(count):
+            name = f"{stage}.{k}"
+            y = self._conv(self._quantize(r, f"{name}.conv_in", row), f"{name}.conv_in")
+            r = _bounded(r + self._step(y, f"{name}.conv_out", row))
+        return r
+
+    def __call__(self, x: Tensor, t: int) -> Integers:
+        """Evaluate at timestep ``t``: x int64 [3, H, W] in 2**-16, H and W multiples of 8.
+
+        ``t`` must not be :meth:`missing`.
+        """
+        row = self.rows[t]
+        n0, n1, n2 = self.blocks
+        with torch.inference_mode(), _plain_convolutions():
+            state = x[None].float()
+            features = F.pixel_unshuffle(_features(state, x.shape[1], x.shape[2]), 2)
+            r0 = self._stage(_bounded(self._step(features, "stem", row)), "down0", n0, row)
+            r1 = _bounded(self._step(F.pixel_unshuffle(r0, 2), "to1", row))
+            r1 = self._stage(r1, "down1", n1, row)
+            r2 = _bounded(self._step(F.pixel_unshuffle(r1, 2), "to2", row))
+            r2 = self._stage(r2, "middle", n2, row)
+            r1 = _bounded(r1 + F.pixel_shuffle(self._step(r2, "from2", row), 2))
+            r1 = self._stage(r1, "up1", n1, row)
+            r0 = _bounded(r0 + F.pixel_shuffle(self._step(r1, "from1", row), 2))
+            r0 = self._stage(r0, "up0", n0, row)
+            head = self._quantize(r0, "eps_head", row)
+            out = self._real(self._conv(head, "eps_head"), "eps_head", row)
+            pixel = self._real(self._conv(head, "pixel_head"), "pixel_head", row)
+            local = F.pixel_unshuffle(self._conv(head, "coef_local"), 4)
+            hidden = self._conv(
+                self._quantize(torch.cat([local, r2], dim=1), "coef_hidden", row), "coef_hidden"
+            )
+            coef = self._real(
+                self._conv(self._quantize(hidden, "coef_head", row), "coef_head"), "coef_head", row
+            )
+            skip, gain = self.tensors["eps"][row].double()
+            eps = state.double() * skip + F.pixel_shuffle(out, 2) * gain
+            return round_outputs(eps[0], coef[0], F.pixel_shuffle(pixel, 2)[0])
+
+    def _real(self, y: Tensor, name: str, row: int) -> Tensor:
+        """A head's output in real units, float64."""
+        product = y.double() * self._constant(f"{name}.out_mul", row).double()
+        return product + self._constant(f"{name}.out_add", row).double()
+
+
+class _Ranges:
+    """Largest activations seen by every convolution, per timestep and input channel."""
+
+    def __init__(self, network: CodecUNet) -> None:
+        self.inputs: dict[str, dict[int, Tensor]] = {}
+        self.residual = [0.0, 0.0, 0.0]
+        self.t = 0
+        self._handles = []
+        for name, module in network.named_modules():
+            if isinstance(module, Conv2d):
+                self._handles.append(module.register_forward_pre_hook(self._input_hook(name)))
+            level = _LEVELS.get(name.split(".")[0])
+            if level is not None and name.count(".") == (0 if name in _LEVEL_ENTRIES else 1):
+                self._handles.append(module.register_forward_hook(self._output_hook(level)))
+
+    def _input_hook(self, name: str):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen = self.inputs.setdefault(name, {})
+            largest = args[0].abs().amax(dim=(0, 2, 3))
+            seen[self.t] = torch.maximum(seen.get(self.t, largest), largest)
+
+        return hook
+
+    def _output_hook(self, level: int):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, _args: object, out: Tensor) -> None:
+            self.residual[level] = max(self.residual[level], float(out.abs().max()))
+
+        return hook
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+_LEVEL_ENTRIES = {"stem", "to1", "to2", "from2", "from1"}
+_LEVELS = {"stem": 0, "down0": 0, "up0": 0, "from1": 0, "to1": 1, "down1": 1, "up1": 1}
+_LEVELS |= {"from2": 1, "to2": 2, "middle": 2}
+
+
+def quantize(
+    network: CodecUNet,
+    schedule: Schedule,
+    timesteps: list[int],
+    images: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The integer network's tensors for ``timesteps``, calibrated on ``images``.
+
+    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.  An activation's
+    scale is s_c · g_t (channel × timestep): per channel as far as the weights can absorb it.
+    """
+    ranges = _Ranges(network)
+    x_0 = images.float() / 127.5 - 1.0
+    with torch.inference_mode():
+        for t in timesteps:
+            ranges.t = t
+            abar = float(schedule.at(schedule.alphas_cumprod, t))
+            noise = torch.randn(x_0.shape, generator=generator)
+            x_t = math.sqrt(abar) * x_0 + math.sqrt(1.0 - abar) * noise
+            log_snr = float(schedule.at(schedule.log_snr, t))
+            network(x_t, torch.full((len(x_0),), log_snr))
+    ranges.remove()
+    return _Builder(network, schedule, timesteps, ranges).build()
+
+
+class _Builder:
+    """Folds a float network and its activation ranges into integers and constants."""
+
+    def __init__(
+        self, network: CodecUNet, schedule: Schedule, timesteps: list[int], ranges: _Ranges
+    ) -> None:
+        self.network, self.timesteps = network, timesteps
+        self.convs = {n: m for n, m in network.named_modules() if isinstance(m, Conv2d)}
+        self.unit = [2.0 ** (math.ceil(math.log2(1.5 * top)) - 20) for top in ranges.residual]
+        self.log_snr = torch.tensor([float(schedule.at(schedule.log_snr, t)) for t in timesteps])
+        with torch.inference_mode():
+            self.emb = network.embed_log_snr(self.log_snr)
+        self.scale: dict[str, Tensor] = {}  # s_c, float64 [in]
+        self.gain: dict[str, Tensor] = {}  # g_t, float64 [timesteps]
+        self.out: dict[str, Tensor] = {"timesteps": torch.tensor(timesteps)}
+        self.step: dict[str, Tensor] = {}  # real value of one unit of output, per t: [T, out]
+        for name in self.convs:
+            source = "eps_head" if name in {"pixel_head", "coef_local"} else name
+            seen = torch.stack([ranges.inputs[source][t].double() for t in timesteps])
+            largest = float(seen.max()) or 1.0  # an input that is always zero takes any scale
+            self.gain[name] = (seen.amax(dim=1) / largest).clamp(min=1e-3)
+            relative = (seen / self.gain[name][:, None]).amax(dim=0)
+            self.scale[name] = relative.clamp(min=1e-3 * largest) / ACTIVATION_MAX
+
+    def build(self) -> dict[str, Tensor]:
+        for name in self.convs:
+            self._weights(name)
+        self._stem_input()
+        for level, names in enumerate((["to1", "eps_head"], ["to2", "from1"], ["from2"])):
+            for name in names:
+                self._residual_input(name, level)
+        for stage, level in (("down0", 0), ("up0", 0), ("down1", 1), ("up1", 1), ("middle", 2)):
+            for k, block in enumerate(getattr(self.network, stage)):
+                name = f"{stage}.{k}"
+                self._residual_input(f"{name}.conv_in", level)
+                self._film_input(f"{name}.conv_in", f"{name}.conv_out", block.film)
+                self._residual_output(f"{name}.conv_out", level)
+        for name in _LEVEL_ENTRIES:
+            self._residual_output(name, _LEVELS[name])
+        self._coef_inputs()
+        for name in ("eps_head", "pixel_head", "coef_head"):
+            self._output(name, 1.0)
+        abar = torch.sigmoid(self.log_snr.double())
+        total = DATA_VARIANCE * abar + (1.0 - abar)
+        skip = (1.0 - abar).sqrt() / total / (1 << X_UNIT)
+        self.out["eps"] = torch.stack([skip, (DATA_VARIANCE * abar / total).sqrt()], 1).float()
+        return {k: v.contiguous() for k, v in self.out.items()}
+
+    def _weights(self, name: str) -> None:
+        conv = self.convs[name]
+        weight = conv.weight.detach().double().view(conv.shape)
+        weight = weight * self.scale[name][None, :, None, None]
+        limit = (SUM_LIMIT - 1) / ACTIVATION_MAX
+        fit = []
+        for row in weight:
+            reach = max(_reach(row[None], name in SIGNED), 1e-30)
+            k = limit / reach
+            while _reach((row[None] * k).round(), name in SIGNED) > limit:
+                k *= 0.999
+            fit.append(min(k, 32767.0 / max(float(row.abs().max()), 1e-30)))
+        k_out = torch.tensor(fit, dtype=torch.float64)
+        integers = (weight * k_out[:, None, None, None]).round()
+        self.out[f"{name}.weight"] = integers.to(torch.int16)
+        self.step[name] = self.gain[name][:, None] / k_out[None, :]
+
+    def _input(self, name: str, mul: Tensor, add: Tensor) -> None:
+        """Real value = integer · mul + add, [T, in] each, becomes the input of ``name``."""
+        grid = self.scale[name][None, :] * self.gain[name][:, None]
+        self.out[f"{name}.in_mul"] = (mul / grid).float()
+        self.out[f"{name}.in_add"] = (add / grid).float()
+
+    def _residual_input(self, name: str, level: int) -> None:
+        mul = torch.full((len(self.timesteps), len(self.scale[name])), self.unit[level])
+        self._input(name, mul.double(), torch.zeros_like(mul).double())
+
+    def _stem_input(self) -> None:
+        abar = torch.sigmoid(self.log_snr.double())
+        x = (DATA_VARIANCE * abar + (1.0 - abar)).rsqrt()
+        detail = (0.01 * abar + (1.0 - abar)).rsqrt()
+        mul = torch.stack([x] * 12 + [detail] * 12, dim=1) / (1 << X_UNIT)
+        self._input("stem", mul, torch.zeros_like(mul))
+
+    def _film_input(self, source: str, name: str, film: nn.Module) -> None:
+        with torch.inference_mode():
+            scale, shift = film(self.emb).double().chunk(2, dim=1)
+        bias = self.convs[source].bias.detach().double()
+        self._input(name, (1.0 + scale) * self.step[source], (1.0 + scale) * bias + shift)
+
+    def _coef_inputs(self) -> None:
+        local, bias = self.step["coef_local"], self.convs["coef_local"].bias.detach().double()
+        rest = len(self.scale["coef_hidden"]) - 16 * len(bias)
+        steps = len(self.timesteps)
+        mul = [local.repeat_interleave(16, dim=1), torch.full((steps, rest), self.unit[2])]
+        add = [bias.repeat_interleave(16).expand(steps, -1), torch.zeros(steps, rest)]
+        self._input("coef_hidden", torch.cat(mul, 1).double(), torch.cat(add, 1).double())
+        self._film_input("coef_hidden", "coef_head", self.network.coef_film)
+
+    def _residual_output(self, name: str, level: int) -> None:
+        self._output(name, self.unit[level])
+
+    def _output(self, name: str, unit: float) -> None:
+        bias = self.convs[name].bias.detach().double().expand(len(self.timesteps), -1)
+        self.out[f"{name}.out_mul"] = (self.step[name] / unit).float()
+        self.out[f"{name}.out_add"] = (bias / unit).float()

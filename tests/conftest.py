@@ -1,0 +1,96 @@
+"""Shared fixtures: a tiny random model, the shipped model, test pictures, the round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+import diffcodec
+from diffcodec.model import Model, ModelConfig, read_model, save_model
+from diffcodec.network import CodecUNet, NetworkConfig
+from diffcodec.plans import Plan
+from diffcodec.schedule import Schedule
+
+# The same examples in every run: a failure anywhere is a failure everywhere.
+settings.register_profile(
+    "diffcodec",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("diffcodec")
+
+DATA = Path(__file__).parent / "data"
+TINY = NetworkConfig(channels=(16, 16, 16), blocks=(1, 1, 1), embedding=32)
+SHORT_PLAN = Plan((680, 180, 40, 6, 1), 133, 2)
+"""A plan of few steps, written out in the header, for tests that need many files."""
+
+
+def write_tiny_model(
+    folder: Path, seed: int, schedule: Schedule | None = None, head_std: float = 0.05
+) -> None:
+    """A model with random weights; what starts at zero is random too, so that heads speak."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = CodecUNet(TINY)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=head_std)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ModelConfig(f"tiny{seed}", TINY, schedule or Schedule())
+    save_model(folder, config, network.state_dict())
+
+
+def round_trip(pixels: np.ndarray, model: Model, **options: object) -> bytes:
+    """Encode, decode, require equality bit for bit, and return the file."""
+    options.setdefault("effort", 1)
+    content = diffcodec.encode(pixels, model=model, **options)  # type: ignore[arg-type]
+    decoded = diffcodec.decode(content, model=model)
+    assert decoded.exact
+    assert decoded.t == 0
+    assert decoded.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    return content
+
+
+def load_picture(name: str) -> np.ndarray:
+    """A picture of tests/data as uint8 [H, W, 3]."""
+    with Image.open(DATA / name) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Model:
+    return read_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Model:
+    return diffcodec.load_model("cifar10")
+
+
+@pytest.fixture(scope="session")
+def bird() -> np.ndarray:
+    """The 32×32 test picture."""
+    return load_picture("budgerigar-32.png")
+
+
+@pytest.fixture(scope="session")
+def bird_file(bird: np.ndarray, shipped: Model) -> bytes:
+    """The 32×32 test picture as written with the shipped model."""
+    return round_trip(bird, shipped, effort=2)

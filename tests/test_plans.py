@@ -1,0 +1,47 @@
+"""Coding plans: part of the format."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
+
+
+def test_plan_0_never_changes() -> None:
+    """Files name plans by number; a changed entry would make them unreadable."""
+    assert PLANS[0] == Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 138, 6)
+
+
+def test_layers_hold_the_steps_in_order() -> None:
+    plan = Plan((100, 50, 20, 7, 1), 133, 2)
+    assert plan.layers == [[(100, 50), (50, 20)], [(20, 7)], [(7, 1)]]
+    assert plan.steps == [(100, 50), (50, 20), (20, 7), (7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "eta", "grouped"),
+    [
+        ((1,), 133, 1),
+        ((), 133, 1),
+        ((5, 2), 133, 1),
+        ((5, 5, 1), 133, 1),
+        ((2, 5, 1), 133, 1),
+        ((1001, 1), 133, 1),
+        (tuple(range(257, 0, -1)), 133, 1),
+        ((5, 1), 63, 1),
+        ((5, 1), 256, 1),
+        ((5, 1), 133, 0),
+        ((5, 1), 133, 2),
+    ],
+)
+def test_impossible_plans_are_refused(timesteps: tuple[int, ...], eta: int, grouped: int) -> None:
+    with pytest.raises(ValueError, match=r"must|at most|holds"):
+        Plan(timesteps, eta, grouped)
+
+
+def test_efforts_use_plans_of_the_format_and_ever_more_survivors() -> None:
+    assert sorted(EFFORTS) == list(range(1, 10))
+    assert DEFAULT_EFFORT in EFFORTS
+    assert all(number in PLANS for number, _ in EFFORTS.values())
+    survivors = [count for _, count in EFFORTS.values()]
+    assert survivors == sorted(set(survivors))
