@@ -45,7 +45,7 @@ class Progress:
 
 
 class Commands(click.Group):
-    """Turns expected errors into one line and exit code 1."""
+    """Turns expected errors into one line and exit code 1, or 2 for wrong usage."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -53,6 +53,13 @@ class Commands(click.Group):
         except DiffcodecError as e:
             click.echo(f"diffcodec: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as e:
+            name = f"{e.ctx.info_name} " if e.ctx and e.ctx.parent else ""
+            message = " ".join(e.format_message().split())
+            click.echo(f"diffcodec: {message} (see diffcodec {name}--help)", err=True)
+            ctx.exit(2)
         except MemoryError:
             click.echo("diffcodec: not enough memory for a picture of this size", err=True)
             ctx.exit(1)
