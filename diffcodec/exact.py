@@ -220,6 +220,8 @@ class _Ranges:
         for name, module in network.named_modules():
             if isinstance(module, Conv2d):
                 self._handles.append(module.register_forward_pre_hook(self._input_hook(name)))
+            # What enters or leaves a residual stream: the entries themselves, and of a stage its
+            # blocks ("down0.1"), not the convolutions inside them ("down0.1.conv_in").
             level = _LEVELS.get(name.split(".")[0])
             if level is not None and name.count(".") == (0 if name in _LEVEL_ENTRIES else 1):
                 self._handles.append(module.register_forward_hook(self._output_hook(level)))
@@ -294,6 +296,8 @@ class _Builder:
             source = "eps_head" if name in {"pixel_head", "coef_local"} else name
             seen = torch.stack([ranges.inputs[source][t].double() for t in timesteps])
             largest = float(seen.max()) or 1.0  # an input that is always zero takes any scale
+            # Floors of 1/1000: a channel or timestep that was silent in calibration may not be
+            # elsewhere, and then it is clamped instead of divided by nothing.
             self.gain[name] = (seen.amax(dim=1) / largest).clamp(min=1e-3)
             relative = (seen / self.gain[name][:, None]).amax(dim=0)
             self.scale[name] = relative.clamp(min=1e-3 * largest) / ACTIVATION_MAX

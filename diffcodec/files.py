@@ -11,6 +11,10 @@ from pathlib import Path
 from diffcodec.errors import DataError
 
 
+def _unwritable(path: Path, e: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written ({e.strerror or e})")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends without error.
@@ -20,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e})") from e
+        raise _unwritable(path, e) from e
     os.close(handle)
     temporary = Path(name)
     try:
@@ -32,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e})") from e
+        raise _unwritable(path, e) from e
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -45,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
     except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e})") from e
+        raise _unwritable(path, e) from e
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
