@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 
 from diffcodec import container
 from diffcodec.codec import SentLayer, Settings, receive, send, strips
-from diffcodec.container import Contents, Header, Writer
+from diffcodec.container import Header, Layer, LayerReader, Writer
 from diffcodec.errors import DataError, FormatError, ModelError
 from diffcodec.image import Picture, from_array, from_image, to_array
 from diffcodec.model import Model
@@ -27,14 +26,31 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Contents:
+    """A file taken apart: whole layers in order, then possibly one that is cut.
+
+    complete: every layer of the picture is whole and nothing is wrong; damage: what is wrong
+    after ``layers``, in one line, or None.
+    """
+
+    header: Header
+    header_size: int
+    layers: list[Layer]
+    complete: bool
+    damage: str | None
+
+
+@dataclass(frozen=True)
 class Decoded:
     """pixels: uint8 [H, W, 3] or [H, W]; exact: verified equal to the original;
-    t: timestep of the last whole layer (0: all); evaluations: of the network."""
+    t: timestep of the last whole layer (0: all); evaluations: of the network;
+    float_arithmetic: only a machine like the writer's is sure to get this picture."""
 
     pixels: U8
     exact: bool
     t: int
     evaluations: int
+    float_arithmetic: bool
 
 
 def encode(
@@ -91,7 +107,7 @@ def encode(
         if count < len(plan.steps):
             pending += layer.code
             if layer.b in ends:
-                writer.add_layer(pending)
+                writer.add_layer(pending, layer.check)
                 pending = b""
         else:
             own = rows[count - len(plan.steps)]
@@ -148,8 +164,7 @@ def decode(
     model: use this one instead of looking it up by the file's fingerprint.  Raises FormatError
     for damage (also when the verified pixels differ), ModelError if the model is absent.
     """
-    contents = parse(content)
-    header = contents.header
+    header, start = container.read_header(content)
     if model is None:
         model = find_model(header.fingerprint, header.model)
     elif model.fingerprint != header.fingerprint:
@@ -161,40 +176,92 @@ def decode(
         kind = "floating-point" if header.float_arithmetic else "exact"
         raise ModelError(f"the file was written with {kind} arithmetic, the model has the other")
     model.check_plan(header.plan)
-    settings = _settings(header)
-    codes = [layer.code for layer in contents.layers]
-    shown = receive(model, codes, settings, cut=contents.cut, stop_t=stop_t)
-    _verify(contents, shown.levels, all_steps=stop_t == 0)
-    pixels = to_array(shown.levels, header.grey)
-    return Decoded(pixels, contents.complete and shown.t == 0, shown.t, shown.evaluations)
+    reader = LayerReader(content, start, header)
+    shown = receive(model, reader, _settings(header), stop_t=stop_t)
+    _verify(header, reader, shown.levels)
+    if shown.t == 0 and not reader.at_end:
+        raise FormatError("there are bytes after the end of the picture; the file is damaged")
+    return Decoded(
+        pixels=to_array(shown.levels, header.grey),
+        exact=shown.t == 0,
+        t=shown.t,
+        evaluations=shown.evaluations,
+        float_arithmetic=header.float_arithmetic,
+    )
 
 
-def parse(content: bytes) -> Contents:
-    """Header and layers of a file, without decoding them."""
-    header, _ = container.read_header(content)
-    return container.parse(content, len(strips(header.height)))
+def parse(content: bytes, model: Model | None = None) -> Contents:
+    """Header and layers of a file; what is damaged is reported in ``damage``, not raised.
+
+    The layers of a small file are found by decoding it, with ``model`` if it is given.  Raises
+    FormatError for an unusable header, ModelError if the model is needed and absent.
+    """
+    header, start = container.read_header(content)
+    reader = LayerReader(content, start, header)
+    damage = None
+    try:
+        if header.has_lengths:
+            _skim(reader, header)
+        else:
+            receive(
+                model or find_model(header.fingerprint, header.model), reader, _settings(header)
+            )
+            if len(reader.layers) < len(header.plan.layers) and not reader.at_end:
+                rest = content[reader.place :]
+                reader.layers.append(Layer(rest, None, reader.place, len(content) + 1, False))
+    except FormatError as e:
+        damage = str(e)
+    layers = reader.layers
+    expected = len(header.plan.layers) + len(strips(header.height))
+    complete = damage is None and len(layers) == expected and layers[-1].whole
+    if complete and not reader.at_end:
+        complete, damage = False, "there are bytes after the end of the picture"
+    return Contents(header, start, layers, complete, damage)
 
 
-def truncate(content: bytes, *, max_bytes: int | None = None, stop_t: int = 0) -> bytes:
+def _skim(reader: LayerReader, header: Header) -> None:
+    """Find all layers of a file by their lengths."""
+    steps = len(header.plan.layers)
+    for number in range(steps + len(strips(header.height))):
+        try:
+            if number < steps:
+                going_on = reader.skip()
+            else:
+                strip = reader.strip()
+                going_on = strip is not None and strip.whole
+        except FormatError as e:
+            raise FormatError(f"{header.plan.label(number)} is damaged: {e}") from e
+        if not going_on:
+            return
+
+
+def truncate(
+    content: bytes,
+    *,
+    max_bytes: int | None = None,
+    stop_t: int = 0,
+    model: Model | None = None,
+) -> bytes:
     """A shorter file of the same picture: a copy of its first bytes.
 
-    stop_t: keep the layers down to the smallest coded timestep ≥ stop_t.  Raises FormatError
-    when less than the header would be left.
+    stop_t: keep the layers down to the smallest coded timestep ≥ stop_t; model: as in
+    :func:`parse`.  Raises FormatError when less than the header would be left or a layer to
+    keep is damaged.
     """
-    contents = parse(content)
+    header, start = container.read_header(content)
     end = len(content)
     if stop_t:
-        plan = contents.header.plan
-        last = smallest_coded(plan, stop_t)
-        wanted = sum(layer[0][0] > last for layer in plan.layers)
+        contents = parse(content, model)
+        last = smallest_coded(header.plan, stop_t)
+        wanted = sum(layer[0][0] > last for layer in header.plan.layers)
         kept = contents.layers[:wanted]
-        end = min(end, kept[-1].end if kept else contents.header_size)
+        if contents.damage and len(kept) < wanted:
+            raise FormatError(contents.damage)
+        end = min(end, kept[-1].end if kept else start)
     if max_bytes is not None:
         end = min(end, max_bytes)
-    if end < contents.header_size:
-        raise FormatError(
-            f"{end} bytes do not even hold the header; keep at least {contents.header_size}"
-        )
+    if end < start:
+        raise FormatError(f"{end} bytes do not even hold the header; keep at least {start}")
     return content[:end]
 
 
@@ -213,16 +280,12 @@ def _pixel_bytes(levels: U8, grey: bool) -> bytes:
     return to_array(levels, grey).tobytes()
 
 
-def _verify(contents: Contents, levels: U8, all_steps: bool) -> None:
+def _verify(header: Header, reader: LayerReader, levels: U8) -> None:
     """Check every whole strip of the final layer against the CRC of its pixels."""
-    header = contents.header
-    steps = len(header.plan.layers)
-    whole: Sequence[container.Layer] = contents.layers[: -1 if contents.cut else None]
-    if not all_steps:
-        return
-    for rows, layer in zip(strips(header.height), whole[steps:], strict=False):
-        found = binascii.crc32(_pixel_bytes(levels[:, rows], header.grey)) & 0xFFFFFFFF
-        if found != layer.pixel_check:
+    found = reader.layers[len(header.plan.layers) :]
+    for rows, layer in zip(strips(header.height), found, strict=False):
+        pixels = _pixel_bytes(levels[:, rows], header.grey)
+        if layer.whole and container.pixel_check(pixels) != layer.check:
             raise FormatError(
                 f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
                 "damaged or was written by another machine's arithmetic; "
@@ -230,17 +293,20 @@ def _verify(contents: Contents, levels: U8, all_steps: bool) -> None:
             )
 
 
-def describe(content: bytes) -> dict[str, Any]:
-    """Header and layers as plain data, for ``diffcodec info``.
+def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
+    """Header and layers as plain data, for ``diffcodec info``; model: as in :func:`parse`.
 
     noise_levels needs the model's schedule and is None when the model is not installed.
     """
-    contents = parse(content)
-    header, plan = contents.header, contents.header.plan
+    header, _ = container.read_header(content)
+    plan = header.plan
     try:
-        model = find_model(header.fingerprint, header.model)
-    except ModelError:
-        model = None
+        model = model or find_model(header.fingerprint, header.model)
+        contents = parse(content, model)
+    except ModelError as e:
+        if not header.has_lengths:
+            raise ModelError(f"{e}; the layers of so small a file cannot be told without it") from e
+        model, contents = None, parse(content)
     area = header.width * header.height
     ends = [layer[-1][1] for layer in plan.layers]
     rows = []
@@ -253,7 +319,7 @@ def describe(content: bytes) -> dict[str, Any]:
                 "noise_levels": _noise_levels(model, t),
                 "bits": 8 * len(layer.code),
                 "bpp": 8 * end / area,
-                "whole": end == layer.end,
+                "whole": layer.whole,
             }
         )
     return {
@@ -271,6 +337,7 @@ def describe(content: bytes) -> dict[str, Any]:
         "header_bytes": contents.header_size,
         "file_bytes": len(content),
         "complete": contents.complete,
+        "damage": contents.damage,
         "layers": rows,
     }
 

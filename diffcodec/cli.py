@@ -18,7 +18,7 @@ import click
 from tqdm import tqdm
 
 from diffcodec import __version__
-from diffcodec.errors import DataError, DiffcodecError
+from diffcodec.errors import DataError, DiffcodecError, FormatError
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
 PATH = click.Path(path_type=Path)
@@ -179,6 +179,12 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
     write_bytes(target, image_bytes(decoded.pixels, target.suffix))
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
         click.echo(f"note: a {target.suffix} file does not keep every pixel", err=True)
+    if decoded.float_arithmetic:
+        click.echo(
+            f"warning: {source} was written in floating point; another machine than the writer's "
+            "may decode something else",
+            err=True,
+        )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
     quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
     result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
@@ -191,24 +197,33 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
 @click.option("--bytes", "max_bytes", type=click.IntRange(1), help="Keep this many bytes.")
 @click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Keep this many bits/pixel.")
 @click.option("--stop-t", type=T, help="Keep layers down to the smallest timestep >= T.")
+@click.option("--model", help="Folder of the model the file was written with.")
 def truncate(
-    source: Path, output: Path, max_bytes: int | None, bpp: float | None, stop_t: int | None
+    source: Path,
+    output: Path,
+    max_bytes: int | None,
+    bpp: float | None,
+    stop_t: int | None,
+    model: str | None,
 ) -> None:
     """Cut a file: the first bytes of a .ddc file are a smaller, coarser .ddc file.
 
     \b
     diffcodec truncate photo.ddc -o small.ddc --bpp 0.5
     """
-    from diffcodec import api
+    from diffcodec import api, registry
+    from diffcodec.container import read_header
     from diffcodec.files import read_bytes, write_bytes
 
     if sum(option is not None for option in (max_bytes, bpp, stop_t)) != 1:
         raise click.UsageError("give exactly one of --bytes, --bpp and --stop-t")
     content = read_bytes(source)
+    loaded = registry.load_model(model) if model else None
     try:
-        header = api.parse(content).header
+        header, _ = read_header(content)
         area = header.width * header.height
-        kept = api.truncate(content, max_bytes=_limit(bpp, max_bytes, area), stop_t=stop_t or 0)
+        limit = _limit(bpp, max_bytes, area)
+        kept = api.truncate(content, max_bytes=limit, stop_t=stop_t or 0, model=loaded)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     write_bytes(output, kept)
@@ -218,21 +233,29 @@ def truncate(
 @main.command()
 @click.argument("source", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def info(source: Path, as_json: bool) -> None:
+@click.option("--model", help="Folder of the model the file was written with.")
+def info(source: Path, as_json: bool, model: str | None) -> None:
     """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
-    from diffcodec import api
+    from diffcodec import api, registry
     from diffcodec.files import read_bytes
 
     content = read_bytes(source)
+    loaded = registry.load_model(model) if model else None
     try:
-        facts = api.describe(content)
+        facts = api.describe(content, loaded)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if as_json:
         click.echo(json.dumps(facts, indent=2))
-        return
+    else:
+        _show_info(facts)
+    if facts["damage"]:
+        raise FormatError(f"{source}: {facts['damage']}")
+
+
+def _show_info(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
-        if key != "layers":
+        if key != "layers" and value is not None:
             click.echo(f"{key.replace('_', ' ')}: {value}")
     click.echo("    t  noise (levels)       bits  up to here (bpp)")
     for row in facts["layers"]:
@@ -401,6 +424,7 @@ def train(
     diffcodec train --data ~/cifar-10-python.tar.gz --out runs/cifar10 --name cifar10
     diffcodec train --data pictures/ --out runs/mine --steps 50000
     diffcodec train --data pictures/ --out runs/mine --resume
+    diffcodec train --data pictures/ --out runs/mine --resume --steps 90000   # make it longer
     """
     import torch
 
@@ -409,6 +433,7 @@ def train(
     from diffcodec.train import train as run
 
     given = {k: v for k, v in settings.items() if v is not None}
+    lengthen = given.pop("steps", None) if resume else None
     network = NetworkConfig()
     network = NetworkConfig(
         channels=_triple(channels) or network.channels, blocks=_triple(blocks) or network.blocks
@@ -419,7 +444,7 @@ def train(
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         raise click.UsageError(f"--device {device}: not available on this machine")
     if resume and (given or channels or blocks):
-        raise click.UsageError("--resume takes its settings from the run; give none of them")
+        raise click.UsageError("--resume takes its settings from the run; give none but --steps")
     if not resume:
         click.echo(json.dumps(config.to_dict()))
     if dry_run:
@@ -431,6 +456,7 @@ def train(
         config,
         device=device,
         resume=resume,
+        lengthen=lengthen,
         name=name,
         checkpoint_minutes=checkpoint_minutes,
         report=report,
@@ -452,20 +478,15 @@ def quantize(model: Path, data: tuple[Path, ...], images: int, crop: int, seed: 
     The activations' ranges are calibrated on crops of the pictures.  Files written with the
     model before cannot be read with it afterwards.
     """
-    import torch
-
+    from diffcodec.calibrate import exact_tensors
     from diffcodec.data import CropSampler, load_images
-    from diffcodec.exact import quantize as run
     from diffcodec.model import read_model, save_exact
-    from diffcodec.plans import PLANS
 
     if crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
     trained = read_model(model)
-    batch = torch.from_numpy(CropSampler(load_images(list(data)), crop, images, seed)(0))
-    timesteps = sorted({t for plan in PLANS.values() for t in plan.timesteps}, reverse=True)
-    generator = torch.Generator().manual_seed(seed)
-    save_exact(model, run(trained.network, trained.schedule, timesteps, batch, generator))
+    batch = CropSampler(load_images(list(data)), crop, images, seed)(0)
+    save_exact(model, exact_tensors(trained, batch, seed))
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 

@@ -14,8 +14,11 @@ channel with the stride of the plan, x_0 through the final layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import binascii
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +54,41 @@ class Settings:
 class SentLayer:
     """A layer's bytes and, for study, what became of it.
 
-    b: the timestep reached (0 for a strip of the final layer); noise_ratio: E[(y − d)²], which
-    is 1 when the channel conveys exactly what was asked; x0_hat: the prediction *before* it.
+    b: the timestep reached (0 for a strip of the final layer); check: of the state x_b, one
+    byte; noise_ratio: E[(y − d)²], which is 1 when the channel conveys exactly what was asked;
+    x0_hat: the prediction *before* it.
     """
 
     b: int
     code: bytes
+    check: int
     noise_ratio: float
     x0_hat: F64
+
+
+class Strip(Protocol):
+    """A strip of the final layer: its bytes, and whether they are all there."""
+
+    @property
+    def code(self) -> bytes: ...
+    @property
+    def whole(self) -> bool: ...
+
+
+class Source(Protocol):
+    """Where layers come from, one after another."""
+
+    def open(self) -> tuple[bytes, bool]:
+        """(bytes of the next layer of steps or more, whether they may end before the layer)."""
+
+    def close(self, used: int, check: int) -> None:
+        """The layer took ``used`` bytes and led to a state with this ``check``.
+
+        Raises FormatError if the sender's did not.
+        """
+
+    def strip(self) -> Strip | None:
+        """The next strip of the final layer, None if nothing of it arrived."""
 
 
 @dataclass(frozen=True)
@@ -82,81 +112,98 @@ def send(model: Model, x_0: U8, settings: Settings, survivors: int) -> Iterator[
         p = Prior(model, x, a, b, grey)
         d = p.shifts(truth)
         code, y = _send_step(p, d, _key(settings, b), plan.eta, survivors)  # line 3
-        yield SentLayer(b, code, _noise_ratio(y, d), p.x0_hat)
         x = p.sample(y)
+        yield SentLayer(b, code, state_check(x), _noise_ratio(y, d), p.x0_hat)
     decoder, x0_hat = final_distribution(model, x, grey)
     for rows in strips(settings.height):  # line 5
         code = final_layer.send_strip(x_0[:, rows].astype(np.int64), _rows(decoder, rows), grey)
-        yield SentLayer(0, code, 1.0, x0_hat)
+        yield SentLayer(0, code, 0, 1.0, x0_hat)
 
 
-def receive(
-    model: Model,
-    layers: Sequence[bytes],
-    settings: Settings,
-    *,
-    cut: bool = False,
-    stop_t: int = 0,
-) -> Reconstruction:
-    """Algorithm 4: decode the layers that arrived, in order; with ``cut`` the last is partial.
+def receive(model: Model, source: Source, settings: Settings, *, stop_t: int = 0) -> Reconstruction:
+    """Algorithm 4: decode the layers that arrived, in order.
 
-    Stops at the smallest coded timestep ≥ ``stop_t``.  Raises FormatError for impossible
-    contents.
+    Stops at the smallest coded timestep ≥ ``stop_t``.  Raises FormatError for the first layer
+    whose contents are impossible or whose check the state it leads to does not match.
     """
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     t, evaluations = plan.timesteps[0], 0
     for number, steps in enumerate(plan.layers):
-        stream = _Stream(layers, number, cut)
-        for a, b in steps:  # line 2
-            evaluations += 1
-            if (not stream.rest and stream.ended) or b < stop_t:
-                x0_hat = predict_x0(model, x, a, evaluate(model, x, a), grey)
-                return Reconstruction(to_levels(x0_hat), t, evaluations)
-            p = Prior(model, x, a, b, grey)
-            y, complete = _receive_step(p, stream, _key(settings, b), plan.eta)
-            if not complete:  # what arrived of x_b still makes the better picture
-                x = p.sample(y)
-                x0_hat = predict_x0(model, x, b, evaluate(model, x, b), grey)
-                return Reconstruction(to_levels(x0_hat), t, evaluations + 1)
-            x, t = p.sample(y), b  # line 3
-        stream.finish()
+        with _Layer(source, plan.label(number), t) as layer:
+            for a, b in steps:  # line 2
+                evaluations += 1
+                if layer.is_over or b < stop_t:
+                    x0_hat = predict_x0(model, x, a, evaluate(model, x, a), grey)
+                    return Reconstruction(to_levels(x0_hat), t, evaluations)
+                p = Prior(model, x, a, b, grey)
+                y, complete = _receive_step(p, layer, _key(settings, b), plan.eta)
+                x = p.sample(y)  # line 3
+                if not complete:  # what arrived of x_b still makes the better picture
+                    x0_hat = predict_x0(model, x, b, evaluate(model, x, b), grey)
+                    return Reconstruction(to_levels(x0_hat), t, evaluations + 1)
+                t = b
+            layer.finish(x)
     decoder, x0_hat = final_distribution(model, x, grey)
     levels, done = to_levels(x0_hat), stop_t == 0
     for number, rows in enumerate(strips(settings.height)):
-        stream = _Stream(layers, len(plan.layers) + number, cut)
-        if stop_t or stream.missing:
-            done = False
-            break
-        values, certain = final_layer.receive_strip(
-            stream.code, _rows(decoder, rows), grey, not stream.cut
-        )
-        levels[:, rows] = np.where(certain, values, levels[:, rows])
-        done &= not stream.cut
+        with _naming(plan.label(len(plan.layers) + number), t):
+            strip = source.strip() if stop_t == 0 else None
+            if strip is None:
+                done = False
+                break
+            values, certain = final_layer.receive_strip(
+                strip.code, _rows(decoder, rows), grey, strip.whole
+            )
+            levels[:, rows] = np.where(certain, values, levels[:, rows])
+            done &= strip.whole
     return Reconstruction(levels, 0 if done else t, evaluations + 1)  # line 5
 
 
-class _Stream:
-    """One layer's bytes, consumed step by step; ``cut`` if they end early, ``missing`` if none."""
+@contextmanager
+def _naming(label: str, t: int) -> Iterator[None]:
+    """Any FormatError inside becomes one that names the layer and what decodes without it."""
+    try:
+        yield
+    except FormatError as e:
+        raise FormatError(
+            f"{label} is damaged or was written with other arithmetic ({e}); "
+            f"what comes before it decodes with --stop-t {t}"
+        ) from e
 
-    def __init__(self, layers: Sequence[bytes], number: int, cut: bool) -> None:
-        self.missing = number >= len(layers)
-        self.cut = cut and number == len(layers) - 1
-        self.code = b"" if self.missing else layers[number]
-        self.place = 0
 
-    @property
-    def ended(self) -> bool:
-        """Whether what is not here is missing from the file, rather than not needed."""
-        return self.missing or self.cut
+class _Layer:
+    """The bytes of one layer of steps, consumed step by step."""
+
+    def __init__(self, source: Source, label: str, t: int) -> None:
+        self.source, self.naming = source, _naming(label, t)
+        self.code, self.may_be_cut, self.place = b"", True, 0
+
+    def __enter__(self) -> _Layer:
+        self.naming.__enter__()
+        self.code, self.may_be_cut = self.source.open()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.naming.__exit__(*error)
 
     @property
     def rest(self) -> bytes:
         return self.code[self.place :]
 
-    def finish(self) -> None:
-        if self.place != len(self.code):
-            raise FormatError("a layer is longer than its contents; the file is damaged")
+    @property
+    def is_over(self) -> bool:
+        """Whether the file ends here, rather than nothing more being needed."""
+        return self.may_be_cut and not self.rest
+
+    def finish(self, x: I64) -> None:
+        """All steps of the layer are decoded and led to state ``x``."""
+        self.source.close(self.place, state_check(x))
+
+
+def state_check(x: I64) -> int:
+    """One byte of the CRC-32 of a state [3, H, W]; both sides must find the same."""
+    return binascii.crc32(x.astype(">i4").tobytes()) & 0xFF
 
 
 def strips(height: int) -> list[slice]:
@@ -194,20 +241,20 @@ def _send_step(p: Prior, d: F64, key: int, eta: int, survivors: int) -> tuple[by
     return b"".join(code for code, _ in results), y
 
 
-def _receive_step(p: Prior, stream: _Stream, key: int, eta: int) -> tuple[I64, bool]:
+def _receive_step(p: Prior, layer: _Layer, key: int, eta: int) -> tuple[I64, bool]:
     """y of every coefficient from one step's bytes, and whether all of them arrived."""
     y = np.empty(p.layout.size, dtype=np.int64)
     complete = True
     for number, own in enumerate(p.layout.segments):
         mute = None if p.mute is None else p.mute[own]
         received, used = channel.receive_segment(
-            stream.rest, p.s_index[own], derive_key(key, number), eta=eta, mute=mute
+            layer.rest, p.s_index[own], derive_key(key, number), eta=eta, mute=mute
         )
         y[own] = received.y
         complete &= received.complete
-        stream.place += used
-    if not complete and not stream.cut:
-        raise FormatError("a layer is shorter than its contents; the file is damaged")
+        layer.place += used
+    if not complete and not layer.may_be_cut:
+        raise FormatError("it is shorter than its contents")
     return y, complete
 
 

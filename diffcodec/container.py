@@ -16,13 +16,17 @@ from diffcodec.plans import PLANS, Plan
 
 MAGIC = b"\xddC"
 VERSION = 1
-FLAG_SEED, FLAG_FLOAT, FLAG_NAME, FLAG_GREY = 1, 2, 4, 8
+FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
+OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
+"""What differs from the default costs a byte of options and its own; the default costs none."""
+
+DEFAULT_PLAN = 0
 EXPLICIT_PLAN = 255
 """Plan number that says the plan follows."""
 
 FINGERPRINT_BYTES = 3
-CHECK_EVERY = 24
-"""A check byte follows the layer that brings the unchecked bytes to this many."""
+SMALL = 64 * 64
+"""Up to this many pixels a file is decoded faster than a length is worth its byte."""
 
 MAX_SIDE = 1 << 20
 MAX_PIXELS = 1 << 28
@@ -48,6 +52,11 @@ class Header:
     model: str = ""
     float_arithmetic: bool = False
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether layers of steps say how long they are; a small picture need not afford it."""
+        return self.width * self.height > SMALL
+
     def encode(self) -> bytes:
         """The header's bytes, check included."""
         number = next((n for n, plan in PLANS.items() if plan == self.plan), None)
@@ -58,18 +67,24 @@ class Header:
             raise FormatError(f"{self.width}x{self.height} is more than {MAX_PIXELS} pixels")
         if not 0 <= self.seed <= MAX_SEED or len(name) > 255:
             raise FormatError("seed or model name is out of range")
-        flags = FLAG_SEED * bool(self.seed) | FLAG_FLOAT * self.float_arithmetic
-        flags |= FLAG_NAME * bool(name) | FLAG_GREY * self.grey
+        options = OPTION_PLAN * (number != DEFAULT_PLAN) | OPTION_SEED * bool(self.seed)
+        options |= OPTION_FLOAT * self.float_arithmetic | OPTION_NAME * bool(name)
+        square = self.width == self.height
+        flags = FLAG_SQUARE * square | FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
         out = bytearray(MAGIC)
         out.append(VERSION << 4 | flags)
-        out += encode_varint(self.width) + encode_varint(self.height)
+        if options:
+            out.append(options)
+        out += encode_varint(self.width)
+        if not square:
+            out += encode_varint(self.height)
         out += self.fingerprint
         if number is None:
             t = self.plan.timesteps
             out += bytes([EXPLICIT_PLAN, len(t) - 1, self.plan.eta, self.plan.grouped])
             for value in (t[0], *(a - b for a, b in pairwise(t))):
                 out += encode_varint(value)
-        else:
+        elif number != DEFAULT_PLAN:
             out.append(number)
         if self.seed:
             out += encode_varint(self.seed)
@@ -113,13 +128,16 @@ def read_header(content: bytes) -> tuple[Header, int]:
         raise FormatError(
             f"written in version {first >> 4} of the format; this program reads version {VERSION}"
         )
+    options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
+    if first & 8 or options >> 4:
+        raise FormatError("the header is damaged or asks for more than this version knows")
     width = cursor.varint(1, MAX_SIDE, "the width")
-    height = cursor.varint(1, MAX_SIDE, "the height")
+    height = width if first & FLAG_SQUARE else cursor.varint(1, MAX_SIDE, "the height")
     fingerprint = cursor.take(FINGERPRINT_BYTES)
-    plan = _read_plan(cursor)
-    seed = cursor.varint(0, MAX_SEED, "the seed") if first & FLAG_SEED else 0
+    plan = _read_plan(cursor) if options & OPTION_PLAN else PLANS[DEFAULT_PLAN]
+    seed = cursor.varint(0, MAX_SEED, "the seed") if options & OPTION_SEED else 0
     name = b""
-    if first & FLAG_NAME:
+    if options & OPTION_NAME:
         name = cursor.take(cursor.varint(1, 255, "the length of the model's name"))
     check = crc8(content[: cursor.place])
     if cursor.take(1)[0] != check:
@@ -138,7 +156,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         grey=bool(first & FLAG_GREY),
         seed=seed,
         model=model,
-        float_arithmetic=bool(first & FLAG_FLOAT),
+        float_arithmetic=bool(options & OPTION_FLOAT),
     )
     return header, cursor.place
 
@@ -163,28 +181,16 @@ def _read_plan(cursor: _Cursor) -> Plan:
 class Layer:
     """One layer as found in a file.
 
-    code: its payload, as far as present; start, end: its place in the file, framing included
-    (end is where it would end if it is cut); pixel_check: CRC-32 of a strip's pixels.
+    code: its payload, as far as present; check: of the receiver's state after it (one byte) or,
+    for a strip, CRC-32 of its pixels, None if not present; start, end: its place in the file,
+    framing included (end is where it would end if it is cut); whole: all of it is there.
     """
 
     code: bytes
+    check: int | None
     start: int
     end: int
-    pixel_check: int | None = None
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A parsed file: whole layers in order, then possibly one that is cut.
-
-    cut: the last of ``layers`` is incomplete; complete: every layer of the picture is whole.
-    """
-
-    header: Header
-    header_size: int
-    layers: list[Layer]
-    cut: bool
-    complete: bool
+    whole: bool
 
 
 class Writer:
@@ -192,90 +198,118 @@ class Writer:
 
     def __init__(self, header: Header) -> None:
         self._out = bytearray(header.encode())
-        self._unchecked = bytearray()
+        self._lengths = header.has_lengths
 
     @property
     def size(self) -> int:
         return len(self._out)
 
-    def add_layer(self, code: bytes) -> None:
-        """A layer of coded steps: length, payload, and a check byte when one is due."""
-        framed = encode_varint(len(code)) + code
-        self._out += framed
-        self._unchecked += framed
-        if len(self._unchecked) >= CHECK_EVERY:
-            self._out.append(crc8(bytes(self._unchecked)))
-            self._unchecked.clear()
+    def add_layer(self, code: bytes, check: int) -> None:
+        """A layer of coded steps: length, payload, check of the receiver's state after it."""
+        if self._lengths:
+            self._out += encode_varint(len(code))
+        self._out += code + bytes([check])
 
     def add_strip(self, code: bytes, pixels: bytes) -> None:
         """A strip of the final layer: length, CRC-32 of its pixels, payload."""
-        self._out += encode_varint(len(code))
-        self._out += (binascii.crc32(pixels) & 0xFFFFFFFF).to_bytes(4, "big") + code
+        self._out += encode_varint(len(code)) + pixel_check(pixels).to_bytes(4, "big") + code
 
     def getvalue(self) -> bytes:
         return bytes(self._out)
 
 
-def parse(content: bytes, strips: int) -> Contents:
-    """Read header and layers; ``strips``: strips of the final layer the picture must have.
+def pixel_check(pixels: bytes) -> int:
+    """CRC-32 of a strip's pixels."""
+    return binascii.crc32(pixels) & 0xFFFFFFFF
 
-    A file that simply ends is cut, which is no error.  Raises FormatError for damage: a check
-    that does not match, impossible lengths, bytes after the end.
+
+class LayerReader:
+    """Walks the layers of a file in order; ``layers`` are those seen so far.
+
+    A small picture's layers of steps have no lengths: only who decodes one knows where it ends.
     """
-    header, place = read_header(content)
-    reader = _LayerReader(content, place)
-    steps = len(header.plan.layers)
-    for number in range(steps + strips):
-        if not reader.read(is_strip=number >= steps, label=layer_label(header.plan, number)):
-            break
-    complete = len(reader.layers) == steps + strips and not reader.cut
-    if complete and reader.place != len(content):
-        raise FormatError("there are bytes after the end of the picture; the file is damaged")
-    return Contents(header, place, reader.layers, reader.cut, complete)
 
-
-def layer_label(plan: Plan, number: int) -> str:
-    """How a layer is called in messages."""
-    layers = plan.layers
-    if number < len(layers):
-        return f"layer {number + 1} (down to t = {layers[number][-1][1]})"
-    return f"the final layer, strip {number - len(layers) + 1}"
-
-
-class _LayerReader:
-    """Walks the layers of a file; stops at the first that is cut."""
-
-    def __init__(self, content: bytes, place: int) -> None:
-        self.content, self.place, self.checked = content, place, place
+    def __init__(self, content: bytes, place: int, header: Header) -> None:
+        self.content, self.place = content, place
+        self.has_lengths = header.has_lengths
         self.layers: list[Layer] = []
-        self.cut = False
 
-    def read(self, is_strip: bool, label: str) -> bool:
-        """Read one layer; False when the bytes end in or before it."""
-        start = self.place
-        try:
-            size, used = decode_varint(self.content, start)
-        except EOFError:
-            return False
-        if size > MAX_LAYER:
-            raise FormatError(f"{label} is damaged: impossible length {size}")
-        body = start + used + (4 if is_strip else 0)
+    @property
+    def at_end(self) -> bool:
+        """Whether every byte was read."""
+        return self.place == len(self.content)
+
+    def open(self) -> tuple[bytes, bool]:
+        """(bytes of the next layer of steps or more, whether the file may end before its end).
+
+        Raises FormatError for an impossible length.
+        """
+        if not self.has_lengths:
+            return self.content[self.place :], True
+        found = self._length()
+        if found is None:
+            return b"", True
+        size, body = found
+        return self.content[body : body + size], body + size >= len(self.content)
+
+    def close(self, used: int, check: int) -> None:
+        """The layer took ``used`` bytes and led to a state with this ``check``.
+
+        Raises FormatError if the file says otherwise.
+        """
+        layer = self._layer(used)
+        if layer is None:
+            return
+        if used > len(layer.code) or (layer.whole and used < len(layer.code)):
+            raise FormatError("its length is not that of its contents")
+        if layer.whole and layer.check != check:
+            raise FormatError("its check does not match")
+        self._add(layer)
+
+    def skip(self) -> bool:
+        """Go past a layer of steps by its length; False if the file ends in or before it."""
+        layer = self._layer(0)
+        if layer is not None:
+            self._add(layer)
+        return layer is not None and layer.whole
+
+    def _layer(self, used: int) -> Layer | None:
+        """The layer of steps that begins here, ``used`` bytes long if it has no length."""
+        size, body = used, self.place
+        if self.has_lengths:
+            found = self._length()
+            if found is None:
+                return None
+            size, body = found
+        end = body + size + 1
+        whole = end <= len(self.content)
+        check = self.content[end - 1] if whole else None
+        return Layer(self.content[body : body + size], check, self.place, end, whole)
+
+    def _add(self, layer: Layer) -> None:
+        if layer.start < len(self.content):
+            self.layers.append(layer)
+        self.place = min(layer.end, len(self.content))
+
+    def strip(self) -> Layer | None:
+        """The next strip, which may be cut; None if nothing of its payload can be there."""
+        found = self._length()
+        if found is None or found[1] + 4 > len(self.content):
+            return None
+        size, body = found[0], found[1] + 4
         end = body + size
-        if is_strip and len(self.content) < body:
-            return False
-        check = None
-        if is_strip:
-            check = int.from_bytes(self.content[body - 4 : body], "big")
-        elif end - self.checked >= CHECK_EVERY:
-            end += 1
-        if end > len(self.content):
-            self.layers.append(Layer(self.content[body : body + size], start, end, check))
-            self.cut = True
-            return False
-        if not is_strip and end > body + size:
-            if crc8(self.content[self.checked : end - 1]) != self.content[end - 1]:
-                raise FormatError(f"{label} is damaged (its check does not match)")
-            self.checked = end
-        self.layers.append(Layer(self.content[body : body + size], start, end, check))
-        self.place = end
-        return True
+        code = self.content[body:end]
+        check = int.from_bytes(self.content[body - 4 : body], "big")
+        layer = Layer(code, check, self.place, end, end <= len(self.content))
+        self._add(layer)
+        return layer
+
+    def _length(self) -> tuple[int, int] | None:
+        """(length of the layer here, where its payload begins); None if the file ends first."""
+        try:
+            size, used = decode_varint(self.content, self.place)
+        except EOFError:
+            return None
+        if size > MAX_LAYER:
+            raise FormatError(f"impossible length {size}")
+        return size, self.place + used

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffcodec.api import decode, encode, parse
 from diffcodec.codec import SentLayer, to_levels
-from diffcodec.final_layer import COEF_UNIT, ideal_bits
+from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array
 from diffcodec.model import Model
 from diffcodec.plans import EFFORTS, PLANS, Plan
@@ -98,7 +98,8 @@ def ideal_chain(
     mean = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
     scale = np.exp2((out.scale_index + model.schedule.sigma_index(1)) / OCTAVE)
     coefs = out.coefs / COEF_UNIT
-    final = ideal_bits(picture.levels.astype(np.int64), mean, scale, coefs)
+    neighbours = model.neighbours / NEIGHBOUR_UNIT
+    final = ideal_bits(picture.levels.astype(np.int64), mean, scale, coefs, neighbours)
     return [*bits, final / 3.0 if picture.grey else final]
 
 
@@ -127,7 +128,7 @@ def evaluate_picture(
     area = picture.width * picture.height
     ideal = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
     layers = _layer_reports(model, picture, plan, sent, ideal)
-    contents = parse(content)
+    contents = parse(content, model)
     payload = sum(len(layer.code) for layer in contents.layers)
     quality = {}
     for rate in rates:

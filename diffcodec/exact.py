@@ -8,7 +8,8 @@ Between convolutions stand single multiplications, additions, roundings and clam
 under IEEE 754.  FiLM, biases and all scales are folded into one multiplier and one addend per
 channel and timestep, so the network exists for the timesteps of the coding plans only.
 
-    activation   a = clamp(round(x · mul + add), low, 2047),  low = 0 after ReLU, else −2047
+    activation   a = clamp(round(act(x · mul + add)), low, 2047),  act(v) = max(v, v / 4) and
+                 low = −512, or act(v) = v and low = −2047
     residual     r ← clamp(r + round(conv(a) · mul + add)),   r in a fixed unit per resolution
 """
 
@@ -25,12 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcodec.errors import ModelError
-from diffcodec.network import DATA_VARIANCE, CodecUNet, Conv2d
+from diffcodec.network import DATA_VARIANCE, CodecUNet, Conv2d, leaky
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
 from diffcodec.schedule import Schedule
 from diffcodec.tables import OCTAVE
 
 ACTIVATION_MAX = 2047
+LEAKY_MAX = 512
+"""Activations are in [-LEAKY_MAX, ACTIVATION_MAX] after the activation function."""
 SUM_LIMIT = 1 << 24
 RESIDUAL_MAX = 1 << 22
 X_UNIT = 16
@@ -38,7 +41,7 @@ EPS_UNIT = 14
 COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
-"""Convolutions whose inputs have no ReLU before them."""
+"""Convolutions whose inputs have no activation function before them."""
 
 
 class Integers(NamedTuple):
@@ -69,11 +72,11 @@ def round_outputs(eps: Tensor, coef_logvar: Tensor, pixel: Tensor) -> Integers:
 
 
 def _reach(weight: Tensor, signed: bool) -> float:
-    """Largest partial sum of any output channel per unit of activation, weight [out, in, k, k]."""
+    """Largest partial sum of any output channel, weight [out, in, k, k] of integers."""
     rows = weight.flatten(1).double()
-    if signed:
-        return float(rows.abs().sum(1).max())
-    return float(torch.maximum(rows.clamp(min=0).sum(1), rows.clamp(max=0).neg().sum(1)).max())
+    up, down = rows.clamp(min=0).sum(1), rows.clamp(max=0).neg().sum(1)
+    low = ACTIVATION_MAX if signed else LEAKY_MAX
+    return float((torch.maximum(up, down) * ACTIVATION_MAX + torch.minimum(up, down) * low).max())
 
 
 def _bounded(r: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ class ExactNetwork:
             if key.endswith(".weight"):
                 name = key.removesuffix(".weight")
                 weight = value.float()
-                reach = _reach(weight, signed=name in SIGNED) * ACTIVATION_MAX
+                reach = _reach(weight, signed=name in SIGNED)
                 if reach >= SUM_LIMIT:
                     raise ModelError(f"{name}: partial sums could reach {reach} >= 2**24")
                 self.weights[name] = weight
@@ -147,9 +150,10 @@ class ExactNetwork:
     def _quantize(self, x: Tensor, name: str, row: int) -> Tensor:
         """The input of convolution ``name``."""
         product = x * self._constant(f"{name}.in_mul", row)
-        low = -ACTIVATION_MAX if name in SIGNED else 0
         shifted = product + self._constant(f"{name}.in_add", row)
-        return torch.round(shifted).clamp_(low, ACTIVATION_MAX)
+        if name in SIGNED:
+            return torch.round(shifted).clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return torch.round(leaky(shifted)).clamp_(-LEAKY_MAX, ACTIVATION_MAX)
 
     def _conv(self, a: Tensor, name: str) -> Tensor:
         weight = self.weights[name]
@@ -328,14 +332,13 @@ class _Builder:
 
     def _weights(self, name: str) -> None:
         conv = self.convs[name]
-        weight = conv.weight.detach().double().view(conv.shape)
+        weight = conv.kernel().detach().double()
         weight = weight * self.scale[name][None, :, None, None]
-        limit = (SUM_LIMIT - 1) / ACTIVATION_MAX
         fit = []
         for row in weight:
             reach = max(_reach(row[None], name in SIGNED), 1e-30)
-            k = limit / reach
-            while _reach((row[None] * k).round(), name in SIGNED) > limit:
+            k = (SUM_LIMIT - 1) / reach
+            while _reach((row[None] * k).round(), name in SIGNED) >= SUM_LIMIT:
                 k *= 0.999
             fit.append(min(k, 32767.0 / max(float(row.abs().max()), 1e-30)))
         k_out = torch.tensor(fit, dtype=torch.float64)

@@ -14,10 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -25,14 +28,20 @@ from torch import Tensor
 from diffcodec.errors import DataError, ModelError
 from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
 from diffcodec.files import read_bytes, write_bytes
+from diffcodec.final_layer import NO_NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import Plan
 from diffcodec.schedule import Schedule
+from diffcodec.transform import BANDS, BLOCK
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FINGERPRINT_BYTES = 3
+NEIGHBOURS = "neighbours"
+TILE = 1024
+"""Larger pictures are evaluated in tiles of this side, in bounded memory."""
+
 _THREADS = threading.Lock()
 
 
@@ -90,7 +99,8 @@ def _one_thread() -> Iterator[None]:
 class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
-    Attributes: config, schedule, network (float32, for training and sampling), fingerprint.
+    Attributes: config, schedule, network (float32, for training and sampling), fingerprint,
+    neighbours (int64 [3, 6], of the final layer; see final_layer.py).
     With integer tensors ``exact`` (from :func:`diffcodec.exact.quantize`) coding uses these and
     the fingerprint is theirs; without, coding is in floating point.
     """
@@ -111,6 +121,7 @@ class Model:
         except (RuntimeError, KeyError, IndexError) as e:
             raise ModelError(f"weights do not fit the model's configuration ({e})") from e
         self.network.eval().requires_grad_(False)
+        self.neighbours = NO_NEIGHBOURS if exact is None else _neighbours(exact)
 
     @property
     def exact(self) -> bool:
@@ -129,18 +140,55 @@ class Model:
         if missing:
             raise ModelError(f"the model has no exact constants for timesteps {missing}")
 
-    def evaluate(self, x: Tensor, t: int) -> Integers:
+    def evaluate(self, x: Tensor, t: int, tile: int = TILE) -> Integers:
         """The network's outputs for one state x int64 [3, H, W] in 2**-16, H, W multiples of 8.
 
-        In floating point one thread is used: another number of threads may take another path
-        through the convolutions and round differently.
+        A picture longer or wider than ``tile`` (a multiple of 8) is evaluated tile by tile, each
+        with all around it that it depends on; of an exact model that changes nothing.
         """
+        _, height, width = x.shape
+        if max(height, width) <= tile:
+            return self._evaluate(x, t)
+        whole, halo = _empty(height, width), self.config.network.halo
+        for top, left in product(range(0, height, tile), range(0, width, tile)):
+            above, before = min(top, halo), min(left, halo)
+            rows = slice(top - above, top + tile + halo)
+            columns = slice(left - before, left + tile + halo)
+            part = self._evaluate(x[:, rows, columns], t)
+            for target, found in zip(whole, part, strict=True):
+                side = width // target.shape[2]  # of an output's cell, in pixels
+                own = slice(above // side, (above + tile) // side)
+                across = slice(before // side, (before + tile) // side)
+                target[
+                    :, top // side : (top + tile) // side, left // side : (left + tile) // side
+                ] = found[:, own, across]
+        return whole
+
+    def _evaluate(self, x: Tensor, t: int) -> Integers:
+        """In floating point one thread is used: another number of threads may take another path
+        through the convolutions and round differently."""
         if self._exact is not None:
             return self._exact(x, t)
         log_snr = torch.tensor([float(self.schedule.at(self.schedule.log_snr, t))])
         with torch.inference_mode(), _one_thread():
             out = self.network((x / (1 << X_UNIT)).float()[None], log_snr)
         return round_outputs(*(part[0].double() for part in out))
+
+
+def _neighbours(exact: dict[str, Tensor]) -> NDArray[np.int64]:
+    found = exact.get(NEIGHBOURS, torch.from_numpy(NO_NEIGHBOURS)).numpy()
+    if found.shape != NO_NEIGHBOURS.shape or found.dtype != np.int64 or np.abs(found).max() > 4096:
+        raise ModelError("the weights of the final layer's neighbours are not usable")
+    return found
+
+
+def _empty(height: int, width: int) -> Integers:
+    """Outputs to be filled in for a picture of this size."""
+
+    def empty(channels: int, side: int) -> Tensor:
+        return torch.empty((channels, height // side, width // side), dtype=torch.int64)
+
+    return Integers(empty(3, 1), empty(BANDS, BLOCK), empty(3, 1), empty(3, 1))
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:

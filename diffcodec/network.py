@@ -26,6 +26,9 @@ from torch import Tensor, nn
 DATA_VARIANCE = 0.25
 """Variance of images scaled to [-1, 1], for the preconditioning only."""
 
+LEAK = 0.25
+"""Slope of the activation below zero."""
+
 PIXEL_OUTPUTS = 6
 """Final layer: three log-variances, then the coefficients G→R, G→B and R→B."""
 
@@ -58,6 +61,13 @@ class NetworkConfig:
         if not isinstance(self.embedding, int) or self.embedding < 2 or self.embedding % 2:
             raise ValueError(f"embedding must be a positive even integer, not {self.embedding!r}")
 
+    @property
+    def halo(self) -> int:
+        """How far, in pixels and a multiple of 8, an input can be from an output it changes."""
+        n0, n1, n2 = self.blocks
+        radius = 1 + 2 * (2 + 4 * n0) + 4 * (4 * n1) + 8 * (2 * n2)
+        return 8 * (radius // 8 + 2)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -85,36 +95,67 @@ class Prediction(NamedTuple):
     pixel: Tensor
 
 
-class Conv2d(nn.Module):
-    """Convolution whose weight is kept as a matrix [out, in·k·k], the form Muon updates."""
+def leaky(x: Tensor) -> Tensor:
+    """max(x, x/4): a channel that is pushed below zero still learns its way back."""
+    return F.leaky_relu(x, LEAK)
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, gain: float = 1.0) -> None:
+
+class Conv2d(nn.Module):
+    """Convolution whose weight is kept as a matrix [out, in·k·k]; it starts at zero or random."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, zero: bool = False) -> None:
         super().__init__()
-        fan_in = c_in * kernel * kernel
         self.shape = (c_out, c_in, kernel, kernel)
         self.padding = kernel // 2
-        self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (gain / math.sqrt(fan_in)))
+        fan_in = c_in * kernel * kernel
+        self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (0.0 if zero else fan_in**-0.5))
         self.bias = nn.Parameter(torch.zeros(c_out))
 
+    def kernel(self) -> Tensor:
+        """The weights as used, [out, in, k, k]."""
+        return self.weight.view(self.shape)
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.view(self.shape), self.bias, padding=self.padding)
+        return F.conv2d(x, self.kernel(), self.bias, padding=self.padding)
+
+
+class UnitConv2d(Conv2d):
+    """A :class:`Conv2d` for Muon: the rows of ``weight`` keep unit length (Karras et al. 2024).
+
+    They say only what is looked for; how loud the answer is, is ``gain`` [out].  Muon's steps
+    have the same size whatever the gradient's, so without this a part of the network that has
+    nothing to say yet would drown in noise of its own making.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, gain: float = 1.0) -> None:
+        super().__init__(c_in, c_out, kernel)
+        self.gain = nn.Parameter(torch.full((c_out,), gain))
+        self.normalize_()
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Bring every row of ``weight`` back to unit length."""
+        self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    def kernel(self) -> Tensor:
+        return (self.weight * self.gain[:, None]).view(self.shape)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(FiLM(conv(relu(x))))), the last convolution starting at zero."""
+    """x + conv(act(FiLM(conv(act(x))))), the last convolution's gain starting at zero."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.conv_in = Conv2d(channels, channels, 3, gain=math.sqrt(2.0))
+        self.conv_in = UnitConv2d(channels, channels, 3, gain=math.sqrt(2.0))
         self.film = nn.Linear(embedding, 2 * channels)
-        self.conv_out = Conv2d(channels, channels, 3, gain=0.0)
+        self.conv_out = UnitConv2d(channels, channels, 3, gain=0.0)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_in(F.relu(x))
-        h = F.relu(h * (1.0 + scale) + shift)
+        h = self.conv_in(leaky(x))
+        h = leaky(h * (1.0 + scale) + shift)
         return x + self.conv_out(h)
 
 
@@ -135,19 +176,19 @@ class CodecUNet(nn.Module):
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU()
         )
         self.stem = Conv2d(24, c0, 3)
-        self.down0, self.to1 = stage(c0, n0), Conv2d(4 * c0, c1, 1)
-        self.down1, self.to2 = stage(c1, n1), Conv2d(4 * c1, c2, 1)
+        self.down0, self.to1 = stage(c0, n0), UnitConv2d(4 * c0, c1, 1)
+        self.down1, self.to2 = stage(c1, n1), UnitConv2d(4 * c1, c2, 1)
         self.middle = stage(c2, n2)
         # Linear and zero at first: noise from a coarse level that has learnt nothing yet would
         # teach its ReLUs to stay shut for good.
-        self.from2, self.up1 = Conv2d(c2, 4 * c1, 1, gain=0.0), stage(c1, n1)
-        self.from1, self.up0 = Conv2d(c1, 4 * c0, 1, gain=0.0), stage(c0, n0)
-        self.eps_head = Conv2d(c0, 12, 3, gain=0.0)
-        self.pixel_head = Conv2d(c0, 4 * PIXEL_OUTPUTS, 1, gain=0.0)
-        self.coef_local = Conv2d(c0, 16, 1)
-        self.coef_hidden = Conv2d(256 + c2, 256, 1, gain=math.sqrt(2.0))
+        self.from2, self.up1 = UnitConv2d(c2, 4 * c1, 1, gain=0.0), stage(c1, n1)
+        self.from1, self.up0 = UnitConv2d(c1, 4 * c0, 1, gain=0.0), stage(c0, n0)
+        self.eps_head = Conv2d(c0, 12, 3, zero=True)
+        self.pixel_head = Conv2d(c0, 4 * PIXEL_OUTPUTS, 1, zero=True)
+        self.coef_local = UnitConv2d(c0, 16, 1)
+        self.coef_hidden = UnitConv2d(256 + c2, 256, 1, gain=math.sqrt(2.0))
         self.coef_film = nn.Linear(width, 2 * 256)
-        self.coef_head = Conv2d(256, 192, 1, gain=0.0)
+        self.coef_head = Conv2d(256, 192, 1, zero=True)
         nn.init.zeros_(self.coef_film.weight)
         nn.init.zeros_(self.coef_film.bias)
 
@@ -188,11 +229,11 @@ class CodecUNet(nn.Module):
         for block in self.up0:
             h0 = block(h0, emb)
 
-        features = F.relu(h0)
+        features = leaky(h0)
         out = F.pixel_shuffle(self.eps_head(features), 2).float()
         pixel = F.pixel_shuffle(self.pixel_head(features), 2).float()
-        local = F.pixel_unshuffle(F.relu(self.coef_local(features)), 4)
-        hidden = self.coef_hidden(torch.cat([local, F.relu(h2)], dim=1))
+        local = F.pixel_unshuffle(leaky(self.coef_local(features)), 4)
+        hidden = self.coef_hidden(torch.cat([local, leaky(h2)], dim=1))
         scale, shift = self.coef_film(emb)[:, :, None, None].chunk(2, dim=1)
-        coef = self.coef_head(F.relu(hidden * (1.0 + scale) + shift)).float()
+        coef = self.coef_head(leaky(hidden * (1.0 + scale) + shift)).float()
         return Prediction(c_skip * x_t + c_out * out, coef, pixel)

@@ -48,20 +48,27 @@ class Plan:
         """The coded steps (a, b) of all layers."""
         return [step for layer in self.layers for step in layer]
 
+    def label(self, number: int) -> str:
+        """How the layer ``number`` = 0, 1, … of a file is called in messages."""
+        layers = self.layers
+        if number < len(layers):
+            return f"layer {number + 1} (down to t = {layers[number][-1][1]})"
+        return f"strip {number - len(layers) + 1} of the final layer"
+
 
 PLANS: dict[int, Plan] = {
-    0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 138, 6),
+    0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
 }
 
 EFFORTS: dict[int, tuple[int, int]] = {
     1: (0, 128),
-    2: (0, 256),
-    3: (0, 512),
-    4: (0, 2048),
-    5: (0, 6144),
-    6: (0, 12288),
-    7: (0, 24576),
-    8: (0, 49152),
+    2: (0, 512),
+    3: (0, 2048),
+    4: (0, 6144),
+    5: (0, 16384),
+    6: (0, 24576),
+    7: (0, 49152),
+    8: (0, 65536),
     9: (0, 98304),
 }
 """Effort 1…9: (plan, survivors of the trellis search)."""

@@ -110,5 +110,6 @@ def final_distribution(model: Model, x_1: I64, grey: bool) -> tuple[Distribution
         mean=np.rint((x0_hat + 1.0) * (127.5 * MEAN_UNIT)).astype(np.int64),
         scale=out.scale_index + offset,
         coefs=out.coefs,
+        neighbours=model.neighbours,
     )
     return distribution, x0_hat

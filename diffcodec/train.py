@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,11 +25,13 @@ from diffcodec.data import U8, CropSampler, load_images
 from diffcodec.errors import DataError
 from diffcodec.files import atomic_path
 from diffcodec.model import ModelConfig, save_model
-from diffcodec.network import CodecUNet, Conv2d, NetworkConfig
+from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
 from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
 from diffcodec.schedule import Schedule
 
 CHECKPOINT = "checkpoint.pt"
+PLATEAU = "plateau.pt"
+"""The checkpoint from which a run can be made longer: its learning rates had not fallen yet."""
 LOG = "log.jsonl"
 
 
@@ -37,8 +39,10 @@ LOG = "log.jsonl"
 class TrainConfig:
     """Settings of one training run; stored in its checkpoint.
 
-    steps: optimiser steps in all; the learning rates fall linearly to zero at the end.
-    lr_matrix / lr: peak learning rates of Muon (inner convolutions) and AdamW (the rest).
+    steps: optimiser steps in all; the learning rates fall linearly to zero during the last
+        ``decay`` (a fraction of 1) of them.
+    lr_matrix / lr_gain / lr: peak learning rates of Muon (unit matrices) and AdamW (their
+        gains; the rest).
     mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
     step_length: length in log-SNR of the steps whose cost is trained.
     holdout: pictures at the end of the data kept out for validation.
@@ -48,9 +52,11 @@ class TrainConfig:
     steps: int = 20000
     batch: int = 64
     crop: int = 32
-    lr_matrix: float = 3e-3
+    lr_matrix: float = 2.5e-3
+    lr_gain: float = 5e-3
     lr: float = 1e-3
     warmup: int = 200
+    decay: float = 0.6
     clip: float = 1.0
     ema_decay: float = 0.999
     mse_weight: float = 0.3
@@ -67,31 +73,34 @@ class TrainConfig:
         return cls(network=NetworkConfig.from_dict(values.pop("network")), **values)
 
 
-def split_parameters(model: CodecUNet) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(inner convolution matrices, everything else).  Heads and stem go with the rest."""
-    matrices = [
-        module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, Conv2d) and "head" not in name and name != "stem"
-    ]
-    chosen = {id(p) for p in matrices}
-    return matrices, [p for p in model.parameters() if id(p) not in chosen]
-
-
 def make_optimizers(model: CodecUNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices (Jordan 2024), AdamW for the rest."""
-    matrices, rest = split_parameters(model)
+    """Muon (Jordan 2024) for the unit matrices, AdamW for their gains and for the rest."""
+    inner = [m for m in model.modules() if isinstance(m, UnitConv2d)]
+    taken = {id(p) for m in inner for p in (m.weight, m.gain)}
+    rest = [p for p in model.parameters() if id(p) not in taken]
     return [
         torch.optim.Muon(
-            matrices, lr=config.lr_matrix, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            [m.weight for m in inner],
+            lr=config.lr_matrix,
+            weight_decay=0.0,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [m.gain for m in inner], lr=config.lr_gain, betas=(0.9, 0.99), weight_decay=0.0
         ),
         torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then linear decay to zero at ``config.steps``."""
-    return min(1.0, (step + 1) / config.warmup) * (1.0 - step / config.steps)
+    """Linear warm-up, a plateau, linear decay to zero at ``config.steps``."""
+    left = (1.0 - step / config.steps) / config.decay
+    return min(1.0, (step + 1) / config.warmup) * min(1.0, left)
+
+
+def decay_start(config: TrainConfig) -> int:
+    """The step at which the learning rates begin to fall."""
+    return round((1.0 - config.decay) * config.steps)
 
 
 class Trainer:
@@ -135,9 +144,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.loss(self.model, images, generator)
         factor = lr_factor(self.step, self.config)
-        for optimizer, peak in zip(
-            self.optimizers, (self.config.lr_matrix, self.config.lr), strict=True
-        ):
+        peaks = (self.config.lr_matrix, self.config.lr_gain, self.config.lr)
+        for optimizer, peak in zip(self.optimizers, peaks, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
@@ -146,6 +154,9 @@ class Trainer:
         if torch.isfinite(norm):  # a rare overflow must not poison the weights
             for optimizer in self.optimizers:
                 optimizer.step()
+            for module in self.model.modules():
+                if isinstance(module, UnitConv2d):
+                    module.normalize_()
         self.step += 1
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -183,9 +194,9 @@ class Trainer:
         self.step = state["step"]
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a run folder, by weights-only loading; DataError if unusable."""
-    path = folder / CHECKPOINT
+def read_checkpoint(folder: Path, name: str = CHECKPOINT) -> dict[str, Any]:
+    """A checkpoint of a run folder, by weights-only loading; DataError if unusable."""
+    path = folder / name
     if not path.exists():
         raise DataError(f"{path}: no checkpoint to resume from")
     try:
@@ -195,10 +206,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        torch.save(trainer.state_dict(), temporary)
+
+
 def save_run(trainer: Trainer, folder: Path, name: str) -> None:
     """Write the checkpoint and the EMA weights as a loadable model, each atomically."""
-    with atomic_path(folder / CHECKPOINT) as temporary:
-        torch.save(trainer.state_dict(), temporary)
+    save_checkpoint(trainer, folder / CHECKPOINT)
     config = ModelConfig(name=name, network=trainer.config.network, schedule=trainer.schedule)
     save_model(folder, config, trainer.ema.state_dict())
 
@@ -232,6 +247,7 @@ def train(
     schedule: Schedule | None = None,
     device: str = "cpu",
     resume: bool = False,
+    lengthen: int | None = None,
     name: str = "model",
     checkpoint_minutes: float = 5.0,
     until_step: int | None = None,
@@ -240,13 +256,18 @@ def train(
     """Train on ``data`` and leave checkpoint, model and log in ``out``.
 
     With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
-    ignored.  ``until_step`` stops early (at a checkpoint) without changing the schedule.
+    ignored; ``lengthen`` goes back to where its learning rates began to fall and makes the run
+    that many steps long.  ``until_step`` stops early (at a checkpoint) and changes nothing.
     """
-    state = read_checkpoint(out) if resume else None
+    state = read_checkpoint(out, PLATEAU if lengthen else CHECKPOINT) if resume else None
     if state is None and (out / CHECKPOINT).exists():
         raise DataError(f"{out} already holds a run; use --resume or another folder")
     if state is not None:
         config = TrainConfig.from_dict(state["config"])
+        if lengthen is not None:
+            config = replace(config, steps=lengthen)
+            if decay_start(config) <= state["step"]:
+                raise DataError(f"{out}: {lengthen} steps would not make this run longer")
         schedule = Schedule(**state["schedule"])
     trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
     if state is not None:
@@ -278,6 +299,8 @@ def _run(
     recent: list[Loss] = []
     saved = logged = time.monotonic()
     while trainer.step < end and not stop.requested:
+        if trainer.step == decay_start(trainer.config):
+            save_checkpoint(trainer, out / PLATEAU)
         recent.append(trainer.train_step())
         now = time.monotonic()
         if trainer.step % 100 == 0:

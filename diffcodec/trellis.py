@@ -31,7 +31,8 @@ U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-_BINS = 1024
+_BINS = 512
+_SAMPLE = 1024
 _COST_RANGE = 30.0
 """Paths more than this many nats behind the best are never kept in preference to others."""
 
@@ -70,50 +71,77 @@ def _extend(state, key, d, scale, penalty, cost):  # type: ignore[no-untyped-def
     return cost + np.float32(0.5) * (y - d) * (y - d) - penalty * y * y
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _select(count, keep, state, parent, cost, to_state, to_parent, to_cost, rank, histogram):  # type: ignore[no-untyped-def]
-    """Copy the ``keep`` cheapest of ``count`` > ``keep`` paths, costs relative to the best.
+# The inner loops are functions of their own so that the compiler sees what does not overlap.
 
-    The threshold comes from a histogram, not a sort.  The copies have no branch: they always
-    write and move on only past a path that is kept, so the targets have one place to spare.
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _stay(count, state, cost, key, d, scale, penalty):  # type: ignore[no-untyped-def]
+    """Costs of all paths, in place, after one more coefficient that takes no bit."""
+    for p in range(count):
+        cost[p] = _extend(state[p], key, d, scale, penalty, cost[p])
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _shift(count, state, k):  # type: ignore[no-untyped-def]
+    """Make room for ``k`` bits in every state."""
+    factor = np.uint32(1 << k)  # numba would shift in 64 bits
+    for p in range(count):
+        state[p] = np.uint32(state[p] * factor)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _advance(count, state, cost, out, branch, key, d, scale, penalty):  # type: ignore[no-untyped-def]
+    """Costs ``out`` of all paths after one more coefficient whose bits are ``branch``."""
+    bits = np.uint32(branch)
+    for p in range(count):
+        out[p] = _extend(np.uint32(state[p] | bits), key, d, scale, penalty, cost[p])
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _threshold(count, keep, cost, histogram):  # type: ignore[no-untyped-def]
+    """(lowest cost seen, cost that about ``keep`` of ``count`` > ``keep`` paths do not exceed).
+
+    Estimated from a sample: how many survive may wander a little, and that costs nothing, while
+    an exact selection would take most of the search's time.
     """
-    best = cost[0]
-    worst = cost[0]
-    for p in range(count):
-        best = min(best, cost[p])
-        worst = max(worst, cost[p])
-    width = min(worst - best, np.float32(_COST_RANGE))
-    factor = np.float32(_BINS - 1) / max(width, np.float32(1e-20))
-    top = np.float32(_BINS - 1)
-    for p in range(count):
-        rank[p] = np.int32(min((cost[p] - best) * factor, top))
+    stride = max(1, count // _SAMPLE) | 1  # odd, so as not to keep step with the branches
+    lowest = cost[0]
+    highest = cost[0]
+    taken = 0
+    for p in range(0, count, stride):
+        lowest = min(lowest, cost[p])
+        highest = max(highest, cost[p])
+        taken += 1
+    width = max(min(highest - lowest, np.float32(_COST_RANGE)), np.float32(1e-20))
+    factor = np.float32(_BINS - 1) / width
     histogram[:] = 0
-    for p in range(0, count - 1, 2):  # two counters: equal neighbours need not wait
-        histogram[0, rank[p]] += 1
-        histogram[1, rank[p + 1]] += 1
-    if count % 2:
-        histogram[0, rank[count - 1]] += 1
-    threshold = 0
-    n_below = 0
-    while n_below + histogram[0, threshold] + histogram[1, threshold] <= keep:
-        n_below += histogram[0, threshold] + histogram[1, threshold]
-        threshold += 1
+    for p in range(0, count, stride):
+        histogram[np.int32(min((cost[p] - lowest) * factor, np.float32(_BINS - 1)))] += 1
+    wanted = taken * keep / count
+    below = 0
+    place = 0
+    while place < _BINS - 1 and below + histogram[place] <= wanted:
+        below += histogram[place]
+        place += 1
+    share = np.float32((wanted - below) / max(1, histogram[place]))
+    return lowest, lowest + (np.float32(place) + share) / factor
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _keep(count, state, origin, cost, branch, lowest, threshold, to_state, to_origin, to_cost):  # type: ignore[no-untyped-def]
+    """Copy the paths that cost no more than ``threshold``, costs less ``lowest``: their number.
+
+    There is no branch: every path is written, and the target moves on past those that are kept,
+    so the targets have one place to spare.
+    """
+    bits = np.uint32(branch)
     n = 0
-    at = n_below
     for p in range(count):
-        to_state[n] = state[p]
-        to_parent[n] = parent[p]
-        to_cost[n] = cost[p] - best
-        n += np.int64(rank[p] < threshold)  # type: ignore[assignment]
-    for p in range(count):  # the threshold's own bin fills what is left, in order
-        if at == keep:
-            break
-        if rank[p] == threshold:
-            to_state[at] = state[p]
-            to_parent[at] = parent[p]
-            to_cost[at] = cost[p] - best
-            at += 1
-    return at
+        to_state[n] = np.uint32(state[p] | bits)
+        to_origin[n] = origin[p]
+        to_cost[n] = cost[p] - lowest
+        n += np.int64(cost[p] <= threshold)  # type: ignore[assignment]
+    return n
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -149,19 +177,20 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
     for i in range(n):
         total_bits += k[i]
         widest = max(widest, k[i])
-    capacity = survivors << widest
-    # One place more than there are survivors: where _select writes what it does not keep.
-    state = np.empty(survivors + 1, np.uint32)
-    cost = np.empty(survivors + 1, np.float32)
-    origin = np.zeros(survivors + 1, np.int32)
-    rank = np.empty(capacity, np.int32)
-    new_state = np.empty(capacity, np.uint32)
-    new_cost = np.empty(capacity, np.float32)
-    new_origin = np.empty(capacity, np.int32)
-    histogram = np.empty((2, _BINS), np.int32)
+    # The survivors' number wanders; the branches of one coefficient all fit before they are cut.
+    most = survivors + survivors // 4 + 64
+    room = 2 * most + 1
+    state = np.empty(room, np.uint32)
+    cost = np.empty(room, np.float32)
+    origin = np.zeros(room, np.int32)
+    new_state = np.empty(room, np.uint32)
+    new_origin = np.empty(room, np.int32)
+    new_cost = np.empty(room, np.float32)
+    child_cost = np.empty(most << widest, np.float32)
+    histogram = np.empty(_BINS, np.int32)
     stores = total_bits // max(1, 32 - widest) + 2
-    kept_state = np.empty((stores, survivors), np.uint32)
-    kept_origin = np.empty((stores, survivors), np.int32)
+    kept_state = np.empty((stores, most), np.uint32)
+    kept_origin = np.empty((stores, most), np.int32)
     kept_bits = np.zeros(stores, np.int64)
     state[0] = initial
     cost[0] = 0.0
@@ -170,8 +199,7 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
     pending = 0
     for i in range(n):
         if k[i] == 0:
-            for p in range(count):
-                cost[p] = _extend(state[p], keys[i], d[i], scale[i], penalty[i], cost[p])
+            _stay(count, state, cost, keys[i], d[i], scale[i], penalty[i])
             continue
         if pending + k[i] > 32:
             kept_state[stored, :count] = state[:count]
@@ -183,33 +211,36 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
             for p in range(count):
                 origin[p] = p
         branches = 1 << k[i]
+        _shift(count, state, k[i])
         for b in range(branches):
-            base = b * count
-            for p in range(count):
-                s = np.uint32(np.uint32(state[p] << np.uint32(k[i])) | np.uint32(b))
-                new_state[base + p] = s
-                new_cost[base + p] = _extend(s, keys[i], d[i], scale[i], penalty[i], cost[p])
-                new_origin[base + p] = origin[p]
+            child = child_cost[b * count : (b + 1) * count]
+            _advance(count, state, cost, child, b, keys[i], d[i], scale[i], penalty[i])
         pending += k[i]
         total = count * branches
-        if total <= survivors:
-            state[:total] = new_state[:total]
-            cost[:total] = new_cost[:total]
-            origin[:total] = new_origin[:total]
-            count = total
-        else:
-            count = _select(
-                total,
-                survivors,
-                new_state,
-                new_origin,
-                new_cost,
+        lowest = np.float32(0.0)
+        threshold = np.float32(np.inf)
+        if total > survivors:
+            lowest, threshold = _threshold(total, survivors, child_cost, histogram)
+        kept = 0
+        for b in range(branches):
+            child = child_cost[b * count : (b + 1) * count]
+            kept += _keep(
+                count,
                 state,
                 origin,
-                cost,
-                rank,
-                histogram,
+                child,
+                b,
+                lowest,
+                threshold,
+                new_state[kept:],
+                new_origin[kept:],
+                new_cost[kept:],
             )
+            kept = min(kept, most)
+        count = kept
+        state, new_state = new_state, state
+        origin, new_origin = new_origin, origin
+        cost, new_cost = new_cost, cost
     best: int = 0
     for p in range(count):
         if cost[p] < cost[best]:

@@ -28,6 +28,7 @@ settings.register_profile(
 settings.load_profile("diffcodec")
 
 DATA = Path(__file__).parent / "data"
+GOLDEN_MODEL = Path(__file__).parent / "golden" / "model"
 TINY = NetworkConfig(channels=(16, 16, 16), blocks=(1, 1, 1), embedding=32)
 SHORT_PLAN = Plan((680, 180, 40, 6, 1), 133, 2)
 """A plan of few steps, written out in the header, for tests that need many files."""
@@ -94,3 +95,9 @@ def bird() -> np.ndarray:
 def bird_file(bird: np.ndarray, shipped: Model) -> bytes:
     """The 32×32 test picture as written with the shipped model."""
     return round_trip(bird, shipped, effort=2)
+
+
+@pytest.fixture(scope="session")
+def exact_tiny() -> Model:
+    """The model of the golden files: random weights, integer arithmetic."""
+    return read_model(GOLDEN_MODEL)

@@ -13,6 +13,7 @@ from PIL import Image
 import diffcodec
 from diffcodec import DataError, FormatError, ModelError, api
 from diffcodec.codec import SentLayer
+from diffcodec.container import read_header
 from diffcodec.model import Model, read_model
 from diffcodec.plans import PLANS
 
@@ -52,7 +53,7 @@ def test_encoding_down_to_t_is_truncating_at_t(
     pixels: U8, content: bytes, tiny: Model, stop_t: int
 ) -> None:
     limited = diffcodec.encode(pixels, model=tiny, effort=1, seed=9, stop_t=stop_t)
-    assert limited == diffcodec.truncate(content, stop_t=stop_t)
+    assert limited == diffcodec.truncate(content, stop_t=stop_t, model=tiny)
     last = api.smallest_coded(PLANS[0], stop_t)
     assert diffcodec.decode(limited, model=tiny).t <= last
     assert diffcodec.decode(limited, model=tiny, stop_t=stop_t).t == last
@@ -62,14 +63,14 @@ def test_encoding_down_to_t_is_truncating_at_t(
 def test_a_byte_limit_is_a_cut_of_the_full_file(
     pixels: U8, content: bytes, tiny: Model, data: st.DataObject
 ) -> None:
-    header = api.parse(content).header_size
+    header = read_header(content)[1]
     size = data.draw(st.integers(header, len(content) + 10))
     limited = diffcodec.encode(pixels, model=tiny, effort=1, seed=9, max_bytes=size)
     assert limited == content[:size] == diffcodec.truncate(content, max_bytes=size)
 
 
 def test_a_limit_inside_the_header_is_refused(pixels: U8, content: bytes, tiny: Model) -> None:
-    header = api.parse(content).header_size
+    header = read_header(content)[1]
     for size in (0, 1, header - 1):
         with pytest.raises(FormatError, match="header"):
             diffcodec.encode(pixels, model=tiny, max_bytes=size, seed=9)
@@ -145,7 +146,7 @@ def test_the_wrong_model_is_refused(
 
 def test_pixels_that_differ_are_an_error_and_never_a_picture(content: bytes, tiny: Model) -> None:
     """Every single damaged byte of the final layer is found, by its CRC or on the way."""
-    strip = api.parse(content).layers[-1]
+    strip = api.parse(content, tiny).layers[-1]
     for place in range(strip.end - len(strip.code) - 4, strip.end, 7):
         damaged = bytearray(content)
         damaged[place] ^= 0x24
@@ -194,8 +195,8 @@ def test_a_damaged_file_in_a_batch_is_an_error(bird_file: bytes) -> None:
         api.decode_batch([bird_file, b"damaged"])
 
 
-def test_describe_adds_up(content: bytes) -> None:
-    facts = api.describe(content)
+def test_describe_adds_up(content: bytes, tiny: Model) -> None:
+    facts = api.describe(content, tiny)
     assert (facts["width"], facts["height"], facts["seed"]) == (10, 13, 9)
     assert facts["timesteps"] == list(PLANS[0].timesteps)
     payload = sum(row["bits"] for row in facts["layers"]) // 8
@@ -204,7 +205,7 @@ def test_describe_adds_up(content: bytes) -> None:
     assert [row["t"] for row in facts["layers"]] == [70, 40, 22, 11, 6, 4, 2, 1, 0][
         -len(facts["layers"]) :
     ]
-    assert not api.describe(content[:-1])["complete"]
+    assert not api.describe(content[:-1], tiny)["complete"]
 
 
 def test_describe_knows_the_noise_of_shipped_models(bird_file: bytes, shipped: Model) -> None:

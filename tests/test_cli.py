@@ -128,7 +128,8 @@ def test_limits_of_encode_equal_truncate(
         assert run(*common, *options).exit_code == 0
         cut = tmp_path / "cut.ddc"
         name = "--bytes" if options[0] == "--max-bytes" else options[0]
-        assert run("truncate", tiny_file, "-o", cut, name, options[1]).exit_code == 0
+        cutting = ("truncate", tiny_file, "-o", cut, "--model", tiny_folder)
+        assert run(*cutting, name, options[1]).exit_code == 0
         assert target.read_bytes() == cut.read_bytes()
 
 
@@ -139,11 +140,11 @@ def test_decode_stops_where_told(tiny_file: Path, tiny_folder: Path, tmp_path: P
     assert "lossy, t = 115" in result.stdout
 
 
-def test_info_for_people_and_machines(tiny_file: Path) -> None:
-    plain = run("info", tiny_file)
+def test_info_for_people_and_machines(tiny_file: Path, tiny_folder: Path) -> None:
+    plain = run("info", tiny_file, "--model", tiny_folder)
     assert plain.exit_code == 0
     assert "width: 32" in plain.stdout
-    facts = json.loads(run("info", tiny_file, "--json").stdout)
+    facts = json.loads(run("info", tiny_file, "--json", "--model", tiny_folder).stdout)
     assert (facts["width"], facts["height"], facts["colour"]) == (32, 32, "RGB")
     assert facts["complete"] is True
     assert facts["file_bytes"] == tiny_file.stat().st_size
@@ -151,11 +152,32 @@ def test_info_for_people_and_machines(tiny_file: Path) -> None:
     assert facts["model"] == "tiny1"
 
 
-def test_info_marks_a_cut_layer(tiny_file: Path, tmp_path: Path) -> None:
+def test_info_marks_a_cut_layer(tiny_file: Path, tiny_folder: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.ddc"
     cut.write_bytes(tiny_file.read_bytes()[:-1])
-    assert run("info", cut).stdout.rstrip().endswith("(cut)")
-    assert json.loads(run("info", cut, "--json").stdout)["complete"] is False
+    words = ("info", cut, "--model", tiny_folder)
+    assert run(*words).stdout.rstrip().endswith("(cut)")
+    assert json.loads(run(*words, "--json").stdout)["complete"] is False
+
+
+def test_info_of_a_small_file_needs_its_model(tiny_file: Path) -> None:
+    assert_refused(run("info", tiny_file), DATA_ERROR, "tiny1")
+
+
+def test_info_shows_the_layers_before_damage(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    content = tiny_file.read_bytes()
+    whole = json.loads(run("info", tiny_file, "--model", tiny_folder, "--json").stdout)["layers"]
+    source = tmp_path / "damaged.ddc"
+    check = round(whole[-2]["bpp"] * 32 * 32 / 8) - 1  # the last byte of the last step
+    source.write_bytes(with_byte(content, check, 0x01))
+    result = run("info", source, "--model", tiny_folder, "--json")
+    assert result.exit_code == DATA_ERROR
+    facts = json.loads(result.stdout)
+    assert facts["layers"] == whole[:-2]
+    assert "layer" in facts["damage"]
+    assert facts["damage"] in result.stderr
 
 
 def test_sample_writes_a_grid(tiny_folder: Path, tmp_path: Path) -> None:
@@ -193,7 +215,9 @@ def test_quantize_makes_files_that_decode_everywhere(tiny_folder: Path, tmp_path
     assert result.exit_code == 0, result.output
     result = run("encode", BIRD, "-o", coded, "--model", folder, "--effort", 1)
     assert result.exit_code == 0, result.output
-    assert json.loads(run("info", coded, "--json").stdout)["arithmetic"] == "exact"
+    assert (
+        json.loads(run("info", coded, "--json", "--model", folder).stdout)["arithmetic"] == "exact"
+    )
     assert "exact" in run("decode", coded, "-o", back, "--model", folder).stdout
     np.testing.assert_array_equal(
         np.asarray(Image.open(back)), np.asarray(Image.open(BIRD).convert("RGB"))
@@ -346,9 +370,11 @@ def test_damaged_files_are_refused(
     before = files(tmp_path)
     options = {
         "decode": ("-o", tmp_path / "a.png", "--model", tiny_folder),
-        "truncate": ("-o", tmp_path / "a.ddc", "--bytes", 200),
-        "info": (),
+        "truncate": ("-o", tmp_path / "a.ddc", "--stop-t", 1, "--model", tiny_folder),
+        "info": ("--model", tiny_folder),
     }[command]
+    if (command, kind) == ("truncate", "bytes after the end"):
+        pytest.skip("they are cut off")
     assert_refused(run(command, source, *options), DATA_ERROR, str(source))
     assert files(tmp_path) == before
 
@@ -469,7 +495,7 @@ def test_a_model_whose_schedule_is_too_short_is_refused(picture: Path, tmp_path:
         "train --data {bird} --out {out} --channels 1,2 --dry-run",
         "train --data {bird} --out {out} --blocks 1,0,1 --dry-run",
         "train --data {bird} --out {out} --device nonsense --dry-run",
-        "train --data {bird} --out {out} --resume --steps 5",
+        "train --data {bird} --out {out} --resume --batch 5",
         "nonsense",
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 
 from diffcodec.bits import crc8
 from diffcodec.container import (
-    CHECK_EVERY,
     MAGIC,
     MAX_PIXELS,
     MAX_SEED,
     MAX_SIDE,
     Header,
+    LayerReader,
     Writer,
-    layer_label,
-    parse,
     read_header,
 )
 from diffcodec.errors import FormatError
@@ -52,11 +50,6 @@ headers = st.builds(
 )
 
 
-def resealed(content: bytes, size: int) -> bytes:
-    """The header of ``size`` bytes with its check made right again."""
-    return content[: size - 1] + bytes([crc8(content[: size - 1])]) + content[size:]
-
-
 @given(headers, st.binary(max_size=8))
 def test_header_round_trip(header: Header, rest: bytes) -> None:
     content = header.encode()
@@ -64,19 +57,21 @@ def test_header_round_trip(header: Header, rest: bytes) -> None:
 
 
 def test_plain_header_is_small() -> None:
-    """32×32, default plan, no seed: signature 2, version 1, size 2, model 3, plan 1, check 1."""
-    assert len(PLAIN.encode()) == 10
+    """32×32, default plan, no seed: signature 2, version 1, side 1, model 3, check 1."""
+    assert len(PLAIN.encode()) == 8
+    assert len(replace(PLAIN, width=33).encode()) == 9
 
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd4310202001020300")
+    start = bytes.fromhex("dd431120010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd431f"  # version 1, flags seed, float, name, grey
+            "dd4316"  # version 1, flags grey and options
+            "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "010203"
             "ff038501"  # plan written out: 3 steps, η 133, 1 step in the first layer
@@ -131,6 +126,8 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (MAGIC, "ends inside its header"),
         (MAGIC + b"\x20", "version 2"),
         (MAGIC + b"\x00", "version 0"),
+        (MAGIC + b"\x18", "more than this version knows"),
+        (MAGIC + b"\x14\x10", "more than this version knows"),
         (MAGIC + b"\x10\x00", "width is 0"),
         (MAGIC + b"\x10\x01\x00", "height is 0"),
         (MAGIC + b"\x10\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
@@ -142,10 +139,9 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    content = bytearray(PLAIN.encode())
-    content[8] = 254
+    start = MAGIC + b"\x15\x01\x08" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
-        read_header(resealed(bytes(content), len(content)))
+        read_header(start + bytes([crc8(start)]))
 
 
 def test_damaged_check_is_named() -> None:
@@ -168,13 +164,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x10\x08\x08" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x15\x01\x08" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x14\x08\x08" + FINGERPRINT + b"\x00" + b"\x02\xff\xfe"
+    start = MAGIC + b"\x15\x08\x08" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 
@@ -205,94 +201,127 @@ def test_headers_that_cannot_be_read_are_not_written(header: Header) -> None:
 # -- layers ----------------------------------------------------------------------------------
 
 
-def written(codes: list[bytes], strips: list[bytes]) -> bytes:
-    writer = Writer(Header(8, 8, FINGERPRINT, PLAN))
-    for code in codes:
-        writer.add_layer(code)
+CHECKS = (7, 0, 255)
+"""What the checks of the receiver's state are made to be."""
+SMALL_ONE, LARGE_ONE = Header(8, 8, FINGERPRINT, PLAN), Header(99, 99, FINGERPRINT, PLAN)
+
+
+def written(codes: list[bytes], strips: list[bytes], header: Header = LARGE_ONE) -> bytes:
+    writer = Writer(header)
+    for number, code in enumerate(codes):
+        writer.add_layer(code, CHECKS[number])
     for code in strips:
         writer.add_strip(code, b"pixels of " + code)
     assert writer.size == len(writer.getvalue())
     return writer.getvalue()
 
 
+def reader(content: bytes) -> LayerReader:
+    header, place = read_header(content)
+    return LayerReader(content, place, header)
+
+
+def skimmed(content: bytes, strips: int) -> LayerReader:
+    """A reader that went past every layer it could."""
+    found = reader(content)
+    for _ in range(len(PLAN.layers)):
+        if not found.skip():
+            return found
+    for _ in range(strips):
+        strip = found.strip()
+        if strip is None or not strip.whole:
+            break
+    return found
+
+
 codes = st.lists(st.binary(max_size=300), min_size=3, max_size=3)
+headers_of_both = st.sampled_from([SMALL_ONE, LARGE_ONE])
 
 
-@given(codes, st.lists(st.binary(max_size=300), min_size=1, max_size=3))
-def test_layers_round_trip(codes: list[bytes], strips: list[bytes]) -> None:
-    content = written(codes, strips)
-    contents = parse(content, len(strips))
-    assert [layer.code for layer in contents.layers] == codes + strips
-    assert contents.complete
-    assert not contents.cut
-    assert [layer.pixel_check for layer in contents.layers] == [None] * 3 + [
-        binascii.crc32(b"pixels of " + code) for code in strips
-    ]
-    places = [contents.header_size, *(layer.end for layer in contents.layers)]
-    assert places[-1] == len(content)
-    for (begin, _), layer in zip(pairwise(places), contents.layers, strict=True):
-        assert layer.start == begin
+@given(codes, st.lists(st.binary(max_size=300), min_size=1, max_size=3), headers_of_both)
+def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Header) -> None:
+    content = written(codes, strips, header)
+    found = reader(content)
+    for code, check in zip(codes, CHECKS, strict=True):
+        begin, may_be_cut = found.open()
+        assert begin[: len(code)] == code
+        assert may_be_cut == (not header.has_lengths)
+        found.close(len(code), check)
+    for code in strips:
+        strip = found.strip()
+        assert strip is not None
+        assert (strip.code, strip.whole) == (code, True)
+        assert strip.check == binascii.crc32(b"pixels of " + code)
+    assert found.at_end
+    assert found.strip() is None
+    assert [layer.code for layer in found.layers] == codes + strips
+    _, place = read_header(content)
+    for layer in found.layers:
+        assert layer.start == place
+        place = layer.end
+    assert place == len(content)
+
+
+def test_small_pictures_spend_nothing_on_lengths() -> None:
+    codes, strips = [b"a" * 9, b"b" * 300, b""], [b"strip"]
+    small, large = written(codes, strips, SMALL_ONE), written(codes, strips)
+    bodies = [len(c) - read_header(c)[1] for c in (small, large)]
+    assert bodies[1] - bodies[0] == 1 + 2 + 1
+    assert Header(64, 64, FINGERPRINT, PLAN).has_lengths is False
+    assert Header(64, 65, FINGERPRINT, PLAN).has_lengths is True
 
 
 @given(codes, st.binary(max_size=60))
 def test_every_prefix_holds_the_first_layers(codes: list[bytes], strip: bytes) -> None:
     content = written(codes, [strip])
-    whole = parse(content, 1)
-    for size in range(whole.header_size, len(content)):
-        contents = parse(content[:size], 1)
-        assert not contents.complete
-        kept = contents.layers[: -1 if contents.cut else None]
-        assert kept == [layer for layer in whole.layers if layer.end <= size]
-        if contents.cut:
-            last, full = contents.layers[-1], whole.layers[len(kept)]
+    whole = skimmed(content, 1).layers
+    assert len(whole) == 4
+    for size in range(read_header(content)[1], len(content)):
+        layers = skimmed(content[:size], 1).layers
+        cut = bool(layers) and not layers[-1].whole
+        kept = layers[:-1] if cut else layers
+        assert kept == [layer for layer in whole if layer.end <= size]
+        if cut:
+            last, full = layers[-1], whole[len(kept)]
             assert full.code.startswith(last.code)
             assert (last.start, last.end) == (full.start, full.end)
 
 
-def test_few_bytes_share_a_check_and_many_have_their_own() -> None:
-    frame = len(PLAN.layers) + len(Header(8, 8, FINGERPRINT, PLAN).encode())
-    small, large = bytes(CHECK_EVERY // 4), bytes(CHECK_EVERY)
-    assert len(written([small] * 3, [])) == frame + 3 * len(small)
-    assert len(written([large] * 3, [])) == frame + 3 * (len(large) + 1)
+@given(codes)
+def test_a_prefix_never_gives_bytes_that_are_not_there(codes: list[bytes]) -> None:
+    for header in (SMALL_ONE, LARGE_ONE):
+        content = written(codes, [b"strip"], header)
+        for size in range(read_header(content)[1], len(content)):
+            begin, may_be_cut = reader(content[:size]).open()
+            assert len(begin) <= size
+            assert may_be_cut or begin == codes[0]
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_damage_in_a_checked_layer_is_named(number: int) -> None:
-    content = written([bytes(range(40))] * 3, [b"strip"])
-    layer = parse(content, 1).layers[number]
-    for place in range(layer.start + 1, layer.end):  # after the length
-        damaged = bytearray(content)
-        damaged[place] ^= 0x10
-        with pytest.raises(FormatError, match=rf"layer {number + 1} .* is damaged"):
-            parse(bytes(damaged), 1)
+@pytest.mark.parametrize("used", [0, 29])
+def test_a_length_that_is_not_that_of_the_contents_is_damage(used: int) -> None:
+    found = reader(written([b"a" * 30, b"", b"b"], [b"strip"]))
+    found.open()
+    with pytest.raises(FormatError, match="length"):
+        found.close(used, CHECKS[0])
+    assert not found.layers
 
 
-def test_any_changed_byte_is_refused_or_read_as_another_file() -> None:
-    """Never another exception; a changed length may make the file look cut."""
-    content = written([b"a" * 30, b"", b"b" * 5], [b"strip"])
-    for place in range(len(content)):
-        for change in (0x01, 0x80, 0xFF):
-            damaged = bytearray(content)
-            damaged[place] ^= change
-            try:
-                contents = parse(bytes(damaged), 1)
-            except FormatError:
-                continue
-            assert contents != parse(content, 1)
+@pytest.mark.parametrize("header", [SMALL_ONE, LARGE_ONE], ids=["small", "large"])
+def test_a_check_that_does_not_match_is_damage(header: Header) -> None:
+    found = reader(written([b"a" * 30, b"", b"b"], [b"strip"], header))
+    found.open()
+    with pytest.raises(FormatError, match="check"):
+        found.close(30, CHECKS[0] ^ 1)
+    assert not found.layers
+    found.close(30, CHECKS[0])
 
 
-def test_bytes_after_the_end_are_refused() -> None:
-    content = written([b"a"] * 3, [b"strip"])
-    with pytest.raises(FormatError, match="after the end"):
-        parse(content + b"\0", 1)
-
-
-def test_impossible_length_is_refused() -> None:
-    header = Header(8, 8, FINGERPRINT, PLAN).encode()
+@pytest.mark.parametrize("sound", [0, 1, 2, 3])
+def test_layers_before_an_impossible_length_stand(sound: int) -> None:
+    whole = written([b"a", b"b" * 300, b""], [b"strip"])
+    layers = skimmed(whole, 1).layers
+    found = reader(whole[: layers[sound].start] + b"\xfe" + b"\xff" * 8)
     with pytest.raises(FormatError, match="impossible length"):
-        parse(header + b"\xfe" + b"\xff" * 8, 1)
-
-
-def test_layers_are_called_by_number_and_timestep() -> None:
-    assert layer_label(PLAN, 0) == "layer 1 (down to t = 100)"
-    assert layer_label(PLAN, 3) == "the final layer, strip 1"
+        for number in range(4):
+            _ = found.skip() if number < 3 else found.strip()
+    assert found.layers == layers[:sound]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from diffcodec.final_layer import (
     COEF_UNIT,
     GREEN,
     MEAN_UNIT,
+    NEIGHBOUR_UNIT,
     RED,
     SCALE_MAX,
     SCALE_MIN,
     Distribution,
     bin_weights,
+    even_fields,
+    fit_neighbours,
     ideal_bits,
+    neighbour_sums,
     receive_strip,
     send_strip,
 )
@@ -78,6 +83,9 @@ def test_the_outermost_bins_take_all_that_lies_beyond(floor: int) -> None:
 # -- strips ----------------------------------------------------------------------------------
 
 
+NONE = np.zeros((3, 6))
+
+
 def drawn(
     seed: int, height: int, width: int, mean_range: tuple[int, int], scale_range: tuple[int, int]
 ) -> tuple[I64, Distribution]:
@@ -113,7 +121,7 @@ def test_code_length_is_the_ideal(
     2**-24, and the code ends on a byte.
     """
     x, p = drawn(1, 64, 48, mean_range, scale_range)
-    ideal = ideal_bits(x, p.mean / MEAN_UNIT, 2.0 ** (p.scale / OCTAVE), p.coefs / COEF_UNIT)
+    ideal = ideal_bits(x, p.mean / MEAN_UNIT, 2.0 ** (p.scale / OCTAVE), p.coefs / COEF_UNIT, NONE)
     real = 8 * len(send_strip(x, p))
     assert real == pytest.approx(ideal, rel=0.001, abs=64)
 
@@ -121,7 +129,7 @@ def test_code_length_is_the_ideal(
 def test_a_mean_beyond_the_range_costs_little_more_than_the_ideal() -> None:
     """The coder clips means to 0…255 + 15/16, the ideal does not: 2 % here, never many bits."""
     x, p = drawn(1, 64, 48, (-20, 275), (8, 40))
-    ideal = ideal_bits(x, p.mean / MEAN_UNIT, 2.0 ** (p.scale / OCTAVE), p.coefs / COEF_UNIT)
+    ideal = ideal_bits(x, p.mean / MEAN_UNIT, 2.0 ** (p.scale / OCTAVE), p.coefs / COEF_UNIT, NONE)
     assert 8 * len(send_strip(x, p)) < 1.02 * ideal + 64
 
 
@@ -147,6 +155,7 @@ def test_strips_round_trip_whatever_was_predicted(
         mean=rng.integers(-10000, 20000, shape),
         scale=np.full(shape, scale),
         coefs=rng.integers(-128, 129, shape),
+        neighbours=rng.integers(-400, 401, (3, 6)),
     )
     found, certain = receive_strip(send_strip(levels, p, grey), p, grey)
     np.testing.assert_array_equal(found, levels)
@@ -156,6 +165,7 @@ def test_strips_round_trip_whatever_was_predicted(
 @pytest.mark.parametrize("grey", [False, True], ids=["rgb", "grey"])
 def test_a_cut_strip_marks_only_right_pixels_as_certain(grey: bool) -> None:
     x, p = drawn(2, 9, 7, (0, 255), (-8, 32))
+    p = replace(p, neighbours=np.random.default_rng(0).integers(-400, 401, (3, 6)))
     if grey:
         x = np.stack([x[GREEN]] * 3)
     code = send_strip(x, p, grey)
@@ -204,3 +214,41 @@ def test_residuals_of_earlier_channels_save_bits() -> None:
     used = len(send_strip(x, Distribution(mean, scale, follow)))
     green_alone = len(send_strip(x, Distribution(mean, scale, follow), grey=True))
     assert used < 1.15 * green_alone + 16
+
+
+def correlated(seed: int, side: int) -> tuple[I64, Distribution]:
+    """Residuals that are alike next to each other, around predictions that do not know it."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((3, side + 2, side + 2))
+    plus = noise[:, :-2, 1:-1] + noise[:, 2:, 1:-1] + noise[:, 1:-1, :-2] + noise[:, 1:-1, 2:]
+    x = 128 + np.rint(4.0 * noise[:, 1:-1, 1:-1] + 2.0 * plus).astype(np.int64)
+    shape = (3, side, side)
+    scale = np.full(shape, round(8 * np.log2(x.std())))
+    return x, Distribution(np.full(shape, 128 * MEAN_UNIT), scale, np.zeros(shape, np.int64))
+
+
+def test_fitted_neighbours_save_bits_and_the_ideal_knows() -> None:
+    fitted = fit_neighbours([correlated(seed, 64) for seed in range(4)])
+    assert fitted.shape == (3, 6)
+    own = [fitted[c, c] for c in range(3)] + [fitted[c, 3 + c] for c in range(3)]
+    assert min(own) > 100, "each channel follows its own neighbours"
+    x, p = correlated(9, 64)
+    q = replace(p, neighbours=fitted)
+    plain, better = 8 * len(send_strip(x, p)), 8 * len(send_strip(x, q))
+    assert better < 0.98 * plain
+    found, certain = receive_strip(send_strip(x, q), q)
+    assert certain.all()
+    np.testing.assert_array_equal(found, x)
+    scale = 2.0 ** (p.scale / OCTAVE)
+    ideal = ideal_bits(x, p.mean / MEAN_UNIT, scale, p.coefs / COEF_UNIT, fitted / NEIGHBOUR_UNIT)
+    assert better == pytest.approx(ideal, rel=0.002, abs=64)
+
+
+def test_fields_are_a_chessboard_and_sums_stop_at_the_border() -> None:
+    even = even_fields(3, 4)
+    assert even[0, 0]
+    np.testing.assert_array_equal(even[1:], ~even[:-1])
+    np.testing.assert_array_equal(even[:, 1:], ~even[:, :-1])
+    sums = neighbour_sums(np.ones((3, 3, 4), dtype=np.int64))
+    np.testing.assert_array_equal(sums[0], [[1] * 4, [2] * 4, [1] * 4])
+    np.testing.assert_array_equal(sums[5], [[1, 2, 2, 1]] * 3)

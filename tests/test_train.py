@@ -18,18 +18,19 @@ from PIL import Image
 
 from diffcodec.errors import DataError
 from diffcodec.model import read_model
-from diffcodec.network import NetworkConfig
+from diffcodec.network import NetworkConfig, UnitConv2d
 from diffcodec.objective import bits_per_dim
 from diffcodec.schedule import Schedule
 from diffcodec.train import (
     CHECKPOINT,
     LOG,
+    PLATEAU,
     TrainConfig,
     Trainer,
+    decay_start,
     lr_factor,
     make_optimizers,
     read_checkpoint,
-    split_parameters,
     train,
 )
 
@@ -219,20 +220,57 @@ def test_holding_out_everything_is_refused(images: list[U8], holdout: int) -> No
 
 def test_every_parameter_has_one_optimizer(images: list[U8]) -> None:
     model = Trainer(CONFIG, Schedule(), images, "cpu").model
-    matrices, rest = split_parameters(model)
-    assert sorted(map(id, matrices + rest)) == sorted(map(id, model.parameters()))
-    assert all(p.ndim == 2 for p in matrices)
-    assert len(make_optimizers(model, CONFIG)) == 2
+    optimizers = make_optimizers(model, CONFIG)
+    owned = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+    assert sorted(id(p) for own in owned for p in own) == sorted(map(id, model.parameters()))
+    assert all(p.ndim == 2 for p in owned[0])
+    assert all(p.ndim == 1 for p in owned[1])
 
 
-def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
-    config = replace(CONFIG, steps=100, warmup=10)
+def test_unit_matrices_stay_unit_matrices(images: list[U8]) -> None:
+    """And the zero gains they begin with move, so that they can learn."""
+    trainer = Trainer(CONFIG, Schedule(), images, "cpu")
+    inner = [m for m in trainer.model.modules() if isinstance(m, UnitConv2d)]
+    silent = [m for m in inner if not m.gain.any()]
+    before = [m.weight.detach().clone() for m in inner]
+    assert silent
+    for _ in range(3):
+        trainer.train_step()
+    for module, weight in zip(inner, before, strict=True):
+        torch.testing.assert_close(module.weight.norm(dim=1), torch.ones(len(module.weight)))
+        assert not torch.equal(module.weight, weight)
+    assert all(m.gain.any() for m in silent)
+
+
+def test_the_learning_rate_warms_up_stays_and_ends_at_zero() -> None:
+    config = replace(CONFIG, steps=100, warmup=10, decay=0.4)
     factors = [lr_factor(step, config) for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
-    assert max(factors) == factors[9] == pytest.approx(0.91)
-    assert factors[100] == 0.0
     assert factors[:10] == sorted(factors[:10])
-    assert factors[9:] == sorted(factors[9:], reverse=True)
+    start = decay_start(config)
+    assert start == 60
+    assert factors[9 : start + 1] == pytest.approx([1.0] * (start - 8))
+    assert factors[start + 20] == pytest.approx(0.5)
+    assert factors[100] == 0.0
+
+
+def test_a_run_made_longer_is_the_longer_run(folder: Path, tmp_path: Path) -> None:
+    """It goes back to where the rates began to fall, so nothing of the short end remains."""
+    short, long = tmp_path / "short", tmp_path / "long"
+    train([folder], short, replace(CONFIG, steps=5), report=silent)
+    train([folder], short, CONFIG, resume=True, lengthen=9, report=silent)
+    train([folder], long, replace(CONFIG, steps=9), report=silent)
+    for name in (CHECKPOINT, PLATEAU):
+        ours, theirs = read_checkpoint(short, name), read_checkpoint(long, name)
+        assert ours["step"] == theirs["step"]
+        for key, value in theirs["ema"].items():
+            assert torch.equal(ours["ema"][key], value), key
+
+
+def test_a_run_is_not_made_shorter(folder: Path, tmp_path: Path) -> None:
+    train([folder], tmp_path, replace(CONFIG, steps=10), report=silent)
+    with pytest.raises(DataError, match="would not make this run longer"):
+        train([folder], tmp_path, CONFIG, resume=True, lengthen=9, report=silent)
 
 
 def test_settings_survive_json() -> None:

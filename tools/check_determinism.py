@@ -4,18 +4,21 @@
 
 The files are written once, by this process.  Every configuration then runs in a process of its
 own: thread counts, instruction sets oneDNN may use, oneDNN off, denormals flushed, a float64
-reference of the same integers.  The digest of all decoded pixels,
-whole and stopped early, must be the same everywhere; the exit code is 1 otherwise.
+reference of the same integers, many pictures at a time, pictures in tiles, a GPU if there is
+one.  Every decoded picture, whole and stopped early, must be the same everywhere; the exit code
+is 1 otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -24,7 +27,8 @@ import torch.nn.functional as F
 
 import diffcodec
 from diffcodec.data import load_images
-from diffcodec.exact import ExactNetwork
+from diffcodec.exact import ExactNetwork, Integers
+from diffcodec.model import Model
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "2 threads": {"THREADS": "2"},
@@ -34,30 +38,66 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "oneDNN off": {"ONEDNN": "off"},
     "denormals flushed": {"FLUSH": "on"},
-    "float64 reference": {"REFERENCE": "on"},
+    "float64 reference": {"REFERENCE": "float64"},
+    "batches of 16": {"BATCH": "16"},
+    "tiles of 16": {"TILE": "16"},
 }
+if torch.cuda.is_available():
+    CONFIGURATIONS["CUDA"] = {"REFERENCE": "cuda"}
 
 
-def _float64_convolution(network: ExactNetwork, a: torch.Tensor, name: str) -> torch.Tensor:
+Convolution = Callable[[ExactNetwork, torch.Tensor, str], torch.Tensor]
+
+
+def _float64(network: ExactNetwork, a: torch.Tensor, name: str) -> torch.Tensor:
     weight = network.weights[name].double()
     return F.conv2d(a.double(), weight, padding=weight.shape[-1] // 2).float()
 
 
-def work(folder: Path, stops: list[int]) -> dict[str, str]:
-    """Decode all files of ``folder`` under this process's configuration: digests per stop."""
+def _cuda(network: ExactNetwork, a: torch.Tensor, name: str) -> torch.Tensor:
+    """Without cuDNN, which may transform its operands (Winograd, FFT)."""
+    weight = network.weights[name].cuda()
+    with torch.backends.cudnn.flags(enabled=False):
+        return F.conv2d(a.cuda(), weight, padding=weight.shape[-1] // 2).cpu()
+
+
+REFERENCES: dict[str, Convolution] = {"float64": _float64, "cuda": _cuda}
+
+
+def _in_tiles(tile: int) -> Callable[[Model, torch.Tensor, int], Integers]:
+    whole = Model.evaluate
+    return lambda model, x, t: whole(model, x, t, tile=tile)
+
+
+def configure() -> None:
+    """Bring this process into the configuration its environment describes."""
     torch.set_num_threads(int(os.environ.get("THREADS", "2")))
     torch.backends.mkldnn.enabled = os.environ.get("ONEDNN") != "off"  # type: ignore[assignment]
     torch.set_flush_denormal(os.environ.get("FLUSH") == "on")
-    if os.environ.get("REFERENCE") == "on":
-        ExactNetwork._conv = _float64_convolution  # type: ignore[method-assign]
-    digests = {}
+    if "REFERENCE" in os.environ:
+        ExactNetwork._conv = REFERENCES[os.environ["REFERENCE"]]  # type: ignore[method-assign]
+    if "TILE" in os.environ:
+        Model.evaluate = _in_tiles(int(os.environ["TILE"]))  # type: ignore[method-assign]
+
+
+def work(folder: Path, stops: list[int]) -> dict[str, list[str]]:
+    """Decode all files of ``folder`` under this process's configuration: digests per stop."""
+    configure()
+    contents = [path.read_bytes() for path in sorted(folder.glob("*.ddc"))]
+    size = int(os.environ.get("BATCH", "1"))
+    digests: dict[str, list[str]] = {}
     for stop in stops:
-        digest = hashlib.sha256()
-        for path in sorted(folder.glob("*.ddc")):
-            shown = diffcodec.decode(path.read_bytes(), stop_t=stop)
-            digest.update(shown.pixels.tobytes() + bytes([shown.exact]))
-        digests[f"t = {stop}"] = digest.hexdigest()[:16]
+        found = digests.setdefault(f"t = {stop}", [])
+        for first in range(0, len(contents), size):
+            for shown in diffcodec.decode_batch(contents[first : first + size], stop_t=stop):
+                content = shown.pixels.tobytes() + bytes([shown.exact])
+                found.append(hashlib.sha256(content).hexdigest()[:16])
     return digests
+
+
+def mismatches(found: dict[str, list[str]], expected: dict[str, list[str]]) -> dict[str, int]:
+    """Pictures that differ, per stop."""
+    return {k: sum(map(operator.ne, found[k], v)) for k, v in expected.items()}
 
 
 @click.command()
@@ -67,7 +107,7 @@ def work(folder: Path, stops: list[int]) -> dict[str, str]:
 @click.option("--stop", "stops", type=int, multiple=True, default=(0, 1, 20, 150))
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
 def main(data: Path, limit: int, effort: int, stops: tuple[int, ...], worker: Path | None) -> None:
-    """Print digests per configuration and the number of configurations that differ."""
+    """Print, per configuration, how many pictures differ from those of the first one."""
     if worker:
         click.echo(json.dumps(work(worker, list(stops))))
         return
@@ -77,18 +117,21 @@ def main(data: Path, limit: int, effort: int, stops: tuple[int, ...], worker: Pa
             diffcodec.encode_batch(load_images([data])[:limit], effort=effort)
         ):
             (folder / f"{k:05d}.ddc").write_bytes(content)
-        found = {}
+        expected: dict[str, list[str]] = {}
+        total = 0
         for label, settings in CONFIGURATIONS.items():
             command = [sys.executable, __file__, "--data", str(data), "--worker", str(folder)]
             command += [part for stop in stops for part in ("--stop", str(stop))]
             done = subprocess.run(
                 command, env={**os.environ, **settings}, capture_output=True, text=True, check=True
             )
-            found[label] = json.loads(done.stdout.splitlines()[-1])
-            click.echo(f"{label:18s} " + "  ".join(f"{k}: {v}" for k, v in found[label].items()))
-    mismatches = sum(result != found["2 threads"] for result in found.values())
-    click.echo(f"{mismatches} of {len(found)} configurations differ")
-    sys.exit(mismatches > 0)
+            found = json.loads(done.stdout.splitlines()[-1])
+            expected = expected or found
+            counts = mismatches(found, expected)
+            total += sum(counts.values())
+            click.echo(f"{label:18s} " + "  ".join(f"{k}: {n} differ" for k, n in counts.items()))
+    click.echo(f"{total} mismatches, {len(CONFIGURATIONS)} configurations, {limit} pictures")
+    sys.exit(total > 0)
 
 
 if __name__ == "__main__":

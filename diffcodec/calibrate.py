@@ -1,0 +1,34 @@
+"""From a trained network to the integers that code: calibration on pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcodec.codec import U8
+from diffcodec.exact import quantize
+from diffcodec.final_layer import fit_neighbours
+from diffcodec.model import NEIGHBOURS, Model
+from diffcodec.plans import PLANS
+from diffcodec.reverse import final_distribution
+
+
+def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
+    """The integer network for all numbered plans and the final layer's weights of neighbours.
+
+    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.
+    """
+    timesteps = sorted({t for plan in PLANS.values() for t in plan.timesteps}, reverse=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = quantize(
+        model.network, model.schedule, timesteps, torch.from_numpy(images), generator
+    )
+    exact = Model(model.config, model.network.state_dict(), tensors)
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for x_0 in images:
+        x_1 = exact.schedule.q_sample(x_0 / 127.5 - 1.0, 1, rng.standard_normal(x_0.shape))
+        state = np.rint(x_1 * (1 << 16)).astype(np.int64)
+        pictures.append((x_0.astype(np.int64), final_distribution(exact, state, grey=False)[0]))
+    return {**tensors, NEIGHBOURS: torch.from_numpy(fit_neighbours(pictures))}

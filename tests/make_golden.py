@@ -1,0 +1,99 @@
+"""Write tests/golden: a small exact model, files made with it, digests of what they decode to.
+
+    python tests/make_golden.py
+
+Run it only when the version of the format is raised: these files must decode to the same
+pixels for ever.  What an encoder writes is its own business, so files are not compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import SHORT_PLAN, TINY, load_picture
+from numpy.typing import NDArray
+
+import diffcodec
+from diffcodec.calibrate import exact_tensors
+from diffcodec.container import read_header
+from diffcodec.model import EXACT, Model, ModelConfig, read_model, save_exact, save_model
+from diffcodec.network import CodecUNet
+from diffcodec.schedule import Schedule
+
+GOLDEN = Path(__file__).parent / "golden"
+STOPS = (680, 180, 40, 6, 1)
+PREFIXES = (0.2, 0.5, 0.8, 0.99)
+
+
+def make_model(folder: Path) -> Model:
+    """Random weights, everything that would start at zero included, and their integers."""
+    torch.manual_seed(20)
+    network = CodecUNet(TINY)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    network.eval().requires_grad_(False)
+    save_model(folder, ModelConfig("golden", TINY, Schedule()), network.state_dict())
+    (folder / EXACT).unlink(missing_ok=True)
+    bird = load_picture("budgerigar-32.png").transpose(2, 0, 1)
+    images = np.stack([bird, bird[:, :, ::-1], 255 - bird, bird[:, ::-1]])
+    save_exact(folder, exact_tensors(read_model(folder), images, seed=0))
+    return read_model(folder)
+
+
+def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
+    """Name → (pixels, options of the encoder): between them they use all of the format."""
+    rng = np.random.default_rng(4)
+    bird = load_picture("budgerigar-32.png")
+    y, x = np.mgrid[:70, :90]
+    slope = np.stack([3 * x + 5 * y, 255 - 2 * x, (x * y) // 9], axis=2) % 256
+    letters = np.full((13, 21, 3), 255, np.uint8)
+    letters[2:11, 3:5] = letters[2:4, 3:12] = letters[9:11, 14:19] = 0
+    return {
+        "colour": (bird, {}),
+        "grey": (bird[:19, :27].mean(axis=2).astype(np.uint8), {"seed": 77}),
+        "noise": (rng.integers(0, 256, (11, 16, 3), dtype=np.uint8), {"plan": SHORT_PLAN}),
+        "strips": (slope.astype(np.uint8), {"plan": SHORT_PLAN, "seed": (1 << 32) - 1}),
+        "letters": (letters, {}),
+        "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
+    }
+
+
+def digest(decoded: diffcodec.Decoded) -> str:
+    """SHA-256 of a decoded picture's shape, timestep and pixels, 16 digits of it."""
+    head = f"{decoded.pixels.shape} {decoded.t} {decoded.exact} ".encode()
+    return hashlib.sha256(head + decoded.pixels.tobytes()).hexdigest()[:16]
+
+
+def digests(content: bytes, model: Model) -> dict[str, str]:
+    """Digests of the whole file, of early stops and of prefixes."""
+    found = {"whole": digest(diffcodec.decode(content, model=model))}
+    for t in STOPS:
+        found[f"stop at {t}"] = digest(diffcodec.decode(content, model=model, stop_t=t))
+    header = read_header(content)[1]
+    for part in PREFIXES:
+        size = header + int(part * (len(content) - header))
+        found[f"{size} bytes"] = digest(diffcodec.decode(content[:size], model=model))
+    return found
+
+
+def main() -> None:
+    (GOLDEN / "model").mkdir(parents=True, exist_ok=True)
+    model = make_model(GOLDEN / "model")
+    known = {}
+    for name, (pixels, options) in pictures().items():
+        content = diffcodec.encode(pixels, model=model, effort=2, **options)  # type: ignore[arg-type]
+        assert np.array_equal(diffcodec.decode(content, model=model).pixels, pixels)
+        (GOLDEN / f"{name}.ddc").write_bytes(content)
+        known[name] = digests(content, model)
+    (GOLDEN / "digests.json").write_text(json.dumps(known, indent=2) + "\n")
+    print(f"{GOLDEN}: {len(known)} files, model {model.fingerprint.hex()}")
+
+
+if __name__ == "__main__":
+    main()

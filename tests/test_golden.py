@@ -1,0 +1,41 @@
+"""Files of this version of the format decode to the same pixels for ever (make_golden.py)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from make_golden import GOLDEN, digests, pictures
+
+import diffcodec
+from diffcodec.container import VERSION, read_header
+from diffcodec.model import Model, read_model
+
+KNOWN: dict[str, dict[str, str]] = json.loads((GOLDEN / "digests.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def golden() -> Model:
+    return read_model(GOLDEN / "model")
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_golden_files_decode_to_the_known_pixels(golden: Model, name: str) -> None:
+    content = (GOLDEN / f"{name}.ddc").read_bytes()
+    assert content[2] >> 4 == VERSION
+    assert digests(content, golden) == KNOWN[name]
+    decoded = diffcodec.decode(content, model=golden)
+    assert decoded.exact
+    np.testing.assert_array_equal(decoded.pixels, pictures()[name][0])
+
+
+def test_golden_files_use_what_the_format_has(golden: Model) -> None:
+    """Several strips, both kinds of plan, a seed, grey, and a file with corrections."""
+    headers = {name: read_header((GOLDEN / f"{name}.ddc").read_bytes())[0] for name in KNOWN}
+    assert {h.grey for h in headers.values()} == {False, True}
+    assert len({h.plan for h in headers.values()}) == 2
+    assert max(h.seed for h in headers.values()) == (1 << 32) - 1
+    assert headers["strips"].height > 64
+    assert {h.has_lengths for h in headers.values()} == {False, True}
+    assert {h.fingerprint for h in headers.values()} == {golden.fingerprint}
