@@ -165,17 +165,7 @@ def decode(
     for damage (also when the verified pixels differ), ModelError if the model is absent.
     """
     header, start = container.read_header(content)
-    if model is None:
-        model = find_model(header.fingerprint, header.model)
-    elif model.fingerprint != header.fingerprint:
-        raise ModelError(
-            f"the file was written with model {header.fingerprint.hex()}, not with "
-            f"{model.name} ({model.fingerprint.hex()})"
-        )
-    if header.float_arithmetic == model.exact:
-        kind = "floating-point" if header.float_arithmetic else "exact"
-        raise ModelError(f"the file was written with {kind} arithmetic, the model has the other")
-    model.check_plan(header.plan)
+    model = _model_for(header, model)
     reader = LayerReader(content, start, header)
     shown = receive(model, reader, _settings(header), stop_t=stop_t)
     _verify(header, reader, shown.levels)
@@ -190,6 +180,25 @@ def decode(
     )
 
 
+def _model_for(header: Header, model: Model | None) -> Model:
+    """The model that decodes the file: ``model``, or the installed one it names.
+
+    ModelError if that is not the one it was written with or cannot decode it.
+    """
+    if model is None:
+        model = find_model(header.fingerprint, header.model)
+    elif model.fingerprint != header.fingerprint:
+        raise ModelError(
+            f"the file was written with model {header.fingerprint.hex()}, not with "
+            f"{model.name} ({model.fingerprint.hex()})"
+        )
+    if header.float_arithmetic == model.exact:
+        kind = "floating-point" if header.float_arithmetic else "exact"
+        raise ModelError(f"the file was written with {kind} arithmetic, the model has the other")
+    model.check_plan(header.plan)
+    return model
+
+
 def parse(content: bytes, model: Model | None = None) -> Contents:
     """Header and layers of a file; what is damaged is reported in ``damage``, not raised.
 
@@ -198,14 +207,13 @@ def parse(content: bytes, model: Model | None = None) -> Contents:
     """
     header, start = container.read_header(content)
     reader = LayerReader(content, start, header)
+    decoder = None if header.has_lengths else _model_for(header, model)
     damage = None
     try:
-        if header.has_lengths:
+        if decoder is None:
             _skim(reader, header)
         else:
-            receive(
-                model or find_model(header.fingerprint, header.model), reader, _settings(header)
-            )
+            receive(decoder, reader, _settings(header))
             if len(reader.layers) < len(header.plan.layers) and not reader.at_end:
                 rest = content[reader.place :]
                 reader.layers.append(Layer(rest, None, reader.place, len(content) + 1, False))

@@ -35,7 +35,11 @@ SHORT_PLAN = Plan((680, 180, 40, 6, 1), 133, 2)
 
 
 def write_tiny_model(
-    folder: Path, seed: int, schedule: Schedule | None = None, head_std: float = 0.05
+    folder: Path,
+    seed: int,
+    schedule: Schedule | None = None,
+    head_std: float = 0.05,
+    name: str | None = None,
 ) -> None:
     """A model with random weights; what starts at zero is random too, so that heads speak."""
     with torch.random.fork_rng():
@@ -46,7 +50,7 @@ def write_tiny_model(
                 if not parameter.any():
                     parameter.normal_(std=head_std)
     folder.mkdir(parents=True, exist_ok=True)
-    config = ModelConfig(f"tiny{seed}", TINY, schedule or Schedule())
+    config = ModelConfig(name or f"tiny{seed}", TINY, schedule or Schedule())
     save_model(folder, config, network.state_dict())
 
 

@@ -13,16 +13,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from conftest import SHORT_PLAN, TINY, load_picture
+from conftest import SHORT_PLAN, load_picture, write_tiny_model
 from numpy.typing import NDArray
 
 import diffcodec
 from diffcodec.calibrate import exact_tensors
 from diffcodec.container import read_header
-from diffcodec.model import EXACT, Model, ModelConfig, read_model, save_exact, save_model
-from diffcodec.network import CodecUNet
-from diffcodec.schedule import Schedule
+from diffcodec.model import EXACT, Model, read_model, save_exact
 
 GOLDEN = Path(__file__).parent / "golden"
 STOPS = (680, 180, 40, 6, 1)
@@ -31,14 +28,7 @@ PREFIXES = (0.2, 0.5, 0.8, 0.99)
 
 def make_model(folder: Path) -> Model:
     """Random weights, everything that would start at zero included, and their integers."""
-    torch.manual_seed(20)
-    network = CodecUNet(TINY)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
-    network.eval().requires_grad_(False)
-    save_model(folder, ModelConfig("golden", TINY, Schedule()), network.state_dict())
+    write_tiny_model(folder, seed=20, name="golden")
     (folder / EXACT).unlink(missing_ok=True)
     bird = load_picture("budgerigar-32.png").transpose(2, 0, 1)
     images = np.stack([bird, bird[:, :, ::-1], 255 - bird, bird[:, ::-1]])
@@ -83,7 +73,6 @@ def digests(content: bytes, model: Model) -> dict[str, str]:
 
 
 def main() -> None:
-    (GOLDEN / "model").mkdir(parents=True, exist_ok=True)
     model = make_model(GOLDEN / "model")
     known = {}
     for name, (pixels, options) in pictures().items():

@@ -13,9 +13,9 @@ from PIL import Image
 import diffcodec
 from diffcodec import DataError, FormatError, ModelError, api
 from diffcodec.codec import SentLayer
-from diffcodec.container import read_header
+from diffcodec.container import Header, read_header
 from diffcodec.model import Model, read_model
-from diffcodec.plans import PLANS
+from diffcodec.plans import PLANS, Plan
 
 U8 = NDArray[np.uint8]
 
@@ -220,3 +220,15 @@ def test_errors_share_a_base_and_are_one_line(tiny: Model) -> None:
     with pytest.raises(diffcodec.DiffcodecError) as caught:
         diffcodec.decode(b"nonsense", model=tiny)
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_file_is_taken_apart_by_its_own_model_only(
+    content: bytes, tiny: Model, exact_tiny: Model
+) -> None:
+    """The same refusals as decoding: another model, a plan the exact model has no constants for."""
+    with pytest.raises(ModelError, match="written with model"):
+        api.parse(content, exact_tiny)
+    header = Header(8, 8, exact_tiny.fingerprint, Plan((500, 1), 133, 1), model="golden")
+    for take_apart in (api.parse, api.describe):
+        with pytest.raises(ModelError, match="timesteps"):
+            take_apart(header.encode() + b"some bytes", exact_tiny)

@@ -28,6 +28,14 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def run_line(line: str, ddc: Path, model: Path, folder: Path) -> Result:
+    """Run a command line with {bird}, {ddc} and {out} filled in, with the model where one codes."""
+    words = line.format(bird=BIRD, ddc=ddc, out=folder / "out.ddc").split()
+    if words[0] in {"encode", "sample", "evaluate"}:
+        words += ["--model", str(model)]
+    return run(*words)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Everything in a folder, hidden files too."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -502,11 +510,7 @@ def test_a_model_whose_schedule_is_too_short_is_refused(picture: Path, tmp_path:
 def test_impossible_options_are_usage_errors(
     arguments: str, tiny_file: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    words = arguments.format(bird=BIRD, ddc=tiny_file, out=tmp_path / "out.ddc").split()
-    if words[0] in {"encode", "sample", "evaluate"}:
-        words += ["--model", str(tiny_folder)]
-    result = run(*words)
-    assert_refused(result, USAGE_ERROR)
+    assert_refused(run_line(arguments, tiny_file, tiny_folder, tmp_path), USAGE_ERROR)
     assert not files(tmp_path)
 
 
@@ -524,10 +528,7 @@ def test_impossible_options_are_usage_errors(
 def test_limits_that_leave_nothing_are_refused(
     arguments: str, tiny_file: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    words = arguments.format(bird=BIRD, ddc=tiny_file, out=tmp_path / "out.ddc").split()
-    if words[0] in {"encode", "evaluate"}:
-        words += ["--model", str(tiny_folder)]
-    assert_refused(run(*words), DATA_ERROR)
+    assert_refused(run_line(arguments, tiny_file, tiny_folder, tmp_path), DATA_ERROR)
     assert not files(tmp_path)
 
 
