@@ -397,7 +397,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps  [default: 20000].")
 @click.option("--batch", type=click.IntRange(1), help="Pictures per step  [default: 64].")
 @click.option("--crop", type=click.IntRange(8), help="Side of training crops  [default: 32].")
-@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="AdamW's peak rate.")
+@click.option("--reductions", help="Learn pictures also reduced by, e.g., 1,2  [default: 1].")
+@click.option("--init", help="Begin with the weights of this model (a name or a folder).")
+@click.option("--lr-scale", type=click.FloatRange(0, 10, min_open=True), help="Scale of all rates.")
 @click.option("--seed", type=click.IntRange(0, 1 << 31), help="Keys all randomness of the run.")
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
@@ -416,6 +418,8 @@ def train(
     dry_run: bool,
     channels: str | None,
     blocks: str | None,
+    reductions: str | None,
+    init: str | None,
     **settings: Any,
 ) -> None:
     """Train a model (Algorithm 1, code length as the objective); see also models/*/card.md.
@@ -425,9 +429,11 @@ def train(
     diffcodec train --data pictures/ --out runs/mine --steps 50000
     diffcodec train --data pictures/ --out runs/mine --resume
     diffcodec train --data pictures/ --out runs/mine --resume --steps 90000   # make it longer
+    diffcodec train --data pictures/ --out runs/mine --init photo --lr-scale 0.5
     """
     import torch
 
+    from diffcodec import registry
     from diffcodec.network import NetworkConfig
     from diffcodec.train import TrainConfig
     from diffcodec.train import train as run
@@ -438,12 +444,19 @@ def train(
     network = NetworkConfig(
         channels=_triple(channels) or network.channels, blocks=_triple(blocks) or network.blocks
     )
+    if reductions:
+        given["reductions"] = _integers(reductions)
+    if init and (channels or blocks):
+        raise click.UsageError("--init gives the network's shape; leave out --channels, --blocks")
+    begin = registry.load_model(init) if init else None
+    if begin:
+        network = begin.config.network
     config = replace(TrainConfig(network=network), **given)
     if config.crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         raise click.UsageError(f"--device {device}: not available on this machine")
-    if resume and (given or channels or blocks):
+    if resume and (given or channels or blocks or init):
         raise click.UsageError("--resume takes its settings from the run; give none but --steps")
     if not resume:
         click.echo(json.dumps(config.to_dict()))
@@ -454,6 +467,7 @@ def train(
         list(data),
         out,
         config,
+        init=begin,
         device=device,
         resume=resume,
         lengthen=lengthen,
@@ -494,13 +508,21 @@ def _triple(text: str | None) -> tuple[int, int, int] | None:
     """'a,b,c' as three positive integers."""
     if text is None:
         return None
+    values = _integers(text)
+    if len(values) != 3:
+        raise click.UsageError(f"'{text}' is not three integers such as 96,144,192")
+    return values[0], values[1], values[2]
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    """'a,b,…' as positive integers."""
     try:
-        a, b, c = (int(part) for part in text.split(","))
+        values = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.UsageError(f"'{text}' is not three integers such as 96,144,192") from None
-    if min(a, b, c) < 1:
-        raise click.UsageError(f"'{text}': all three must be positive")
-    return a, b, c
+        raise click.UsageError(f"'{text}' is not a list of integers such as 1,2") from None
+    if min(values) < 1:
+        raise click.UsageError(f"'{text}': all must be positive")
+    return values
 
 
 if __name__ == "__main__":

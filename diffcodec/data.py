@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -147,6 +148,22 @@ def load_images(paths: list[Path]) -> list[U8]:
     if not images:
         raise DataError(f"no images found in {', '.join(map(str, paths))}")
     return images
+
+
+def reduced(images: list[U8], factors: Sequence[int], smallest: int) -> list[U8]:
+    """Every picture averaged over squares of each of ``factors`` pixels (1: as it is).
+
+    Reductions whose shorter side would fall below ``smallest`` pixels are left out.
+    """
+    found = []
+    for factor, pixels in product(factors, images):
+        if factor == 1:
+            found.append(pixels)
+        elif min(pixels.shape[:2]) // factor >= smallest:
+            height, width = (side // factor * factor for side in pixels.shape[:2])
+            whole = Image.fromarray(np.ascontiguousarray(pixels[:height, :width]))
+            found.append(np.asarray(whole.reduce(factor)))
+    return found
 
 
 class CropSampler:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcodec.data import U8, CropSampler, load_images
+from diffcodec.data import U8, CropSampler, load_images, reduced
 from diffcodec.errors import DataError
 from diffcodec.files import atomic_path
-from diffcodec.model import ModelConfig, save_model
+from diffcodec.model import Model, ModelConfig, save_model
 from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
 from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
 from diffcodec.schedule import Schedule
@@ -42,7 +42,8 @@ class TrainConfig:
     steps: optimiser steps in all; the learning rates fall linearly to zero during the last
         ``decay`` (a fraction of 1) of them.
     lr_matrix / lr_gain / lr: peak learning rates of Muon (unit matrices) and AdamW (their
-        gains; the rest).
+        gains; the rest); lr_scale multiplies all of them.
+    reductions: every picture is learnt from reduced by each of these factors (1: as it is).
     mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
     step_length: length in log-SNR of the steps whose cost is trained.
     holdout: pictures at the end of the data kept out for validation.
@@ -52,9 +53,11 @@ class TrainConfig:
     steps: int = 20000
     batch: int = 64
     crop: int = 32
+    reductions: tuple[int, ...] = (1,)
     lr_matrix: float = 2.5e-3
     lr_gain: float = 5e-3
     lr: float = 1e-3
+    lr_scale: float = 1.0
     warmup: int = 200
     decay: float = 0.6
     clip: float = 1.0
@@ -70,7 +73,9 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         values = dict(values)
-        return cls(network=NetworkConfig.from_dict(values.pop("network")), **values)
+        network = NetworkConfig.from_dict(values.pop("network"))
+        reductions = tuple(values.pop("reductions", (1,)))
+        return cls(network=network, reductions=reductions, **values)
 
 
 def make_optimizers(model: CodecUNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -113,7 +118,8 @@ class Trainer:
             raise DataError(f"cannot hold out {config.holdout} of {len(images)} images")
         cut = len(images) - config.holdout
         self.config, self.schedule, self.device = config, schedule, torch.device(device)
-        self.batches = CropSampler(images[:cut], config.crop, config.batch, config.seed)
+        learnt = reduced(images[:cut], config.reductions, config.crop)
+        self.batches = CropSampler(learnt, config.crop, config.batch, config.seed)
         self.held_out = images[cut:]
         torch.manual_seed(config.seed)
         self.model = CodecUNet(config.network).to(self.device)
@@ -122,6 +128,11 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         self.step = 0
         self.low, self.high = default_range(schedule.log_snr)
+
+    def start_from(self, model: Model) -> None:
+        """Begin with the weights of a trained model of the same shape."""
+        self.model.load_state_dict(model.network.state_dict())
+        self.ema.load_state_dict(model.network.state_dict())
 
     def loss(self, model: CodecUNet, images: Tensor, generator: torch.Generator) -> Loss:
         """Code length of a batch uint8 [B, 3, H, W]; all randomness from ``generator``."""
@@ -143,7 +154,7 @@ class Trainer:
         images = torch.from_numpy(self.batches(self.step))
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.loss(self.model, images, generator)
-        factor = lr_factor(self.step, self.config)
+        factor = self.config.lr_scale * lr_factor(self.step, self.config)
         peaks = (self.config.lr_matrix, self.config.lr_gain, self.config.lr)
         for optimizer, peak in zip(self.optimizers, peaks, strict=True):
             optimizer.zero_grad(set_to_none=True)
@@ -245,6 +256,7 @@ def train(
     config: TrainConfig,
     *,
     schedule: Schedule | None = None,
+    init: Model | None = None,
     device: str = "cpu",
     resume: bool = False,
     lengthen: int | None = None,
@@ -255,6 +267,7 @@ def train(
 ) -> Trainer:
     """Train on ``data`` and leave checkpoint, model and log in ``out``.
 
+    ``init`` gives the weights, the network's shape and the schedule to begin with.
     With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
     ignored; ``lengthen`` goes back to where its learning rates began to fall and makes the run
     that many steps long.  ``until_step`` stops early (at a checkpoint) and changes nothing.
@@ -269,9 +282,13 @@ def train(
             if decay_start(config) <= state["step"]:
                 raise DataError(f"{out}: {lengthen} steps would not make this run longer")
         schedule = Schedule(**state["schedule"])
+    elif init is not None:
+        config, schedule = replace(config, network=init.config.network), init.schedule
     trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
     if state is not None:
         trainer.load_state_dict(state)
+    elif init is not None:
+        trainer.start_from(init)
     _make_folder(out)
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)

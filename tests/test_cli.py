@@ -502,6 +502,8 @@ def test_a_model_whose_schedule_is_too_short_is_refused(picture: Path, tmp_path:
         "train --data {bird} --out {out} --crop 12 --dry-run",
         "train --data {bird} --out {out} --channels 1,2 --dry-run",
         "train --data {bird} --out {out} --blocks 1,0,1 --dry-run",
+        "train --data {bird} --out {out} --reductions 1,x --dry-run",
+        "train --data {bird} --out {out} --init cifar10 --blocks 1,1,1 --dry-run",
         "train --data {bird} --out {out} --device nonsense --dry-run",
         "train --data {bird} --out {out} --resume --batch 5",
         "nonsense",

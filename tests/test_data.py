@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.data import CropSampler, is_mosaic, load_images, read_mosaic
+from diffcodec.data import CropSampler, is_mosaic, load_images, read_mosaic, reduced
 from diffcodec.errors import DataError
 
 U8 = NDArray[np.uint8]
@@ -236,3 +236,12 @@ def test_an_epoch_shows_every_picture_once() -> None:
 def test_pictures_smaller_than_the_crop_are_refused() -> None:
     with pytest.raises(DataError, match="1 of 3 images are smaller"):
         CropSampler([*labelled(2, 16), *labelled(1, 15)], 16, 2, seed=0)
+
+
+def test_reductions_average_whole_squares_and_leave_out_what_becomes_too_small() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for size in [(33, 40, 3), (16, 64, 3)]]
+    found = reduced(images, (1, 2), smallest=16)
+    assert len(found) == 3 and found[0] is images[0] and found[1] is images[1]
+    squares = images[0][:32].reshape(16, 2, 20, 2, 3).mean(axis=(1, 3))
+    assert np.abs(found[2] - squares).max() <= 0.5

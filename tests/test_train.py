@@ -273,6 +273,16 @@ def test_a_run_is_not_made_shorter(folder: Path, tmp_path: Path) -> None:
         train([folder], tmp_path, CONFIG, resume=True, lengthen=9, report=silent)
 
 
+def test_a_run_can_begin_with_a_trained_model(folder: Path, tmp_path: Path) -> None:
+    train([folder], tmp_path / "a", CONFIG, report=silent)
+    first = read_model(tmp_path / "a")
+    still = replace(CONFIG, network=NetworkConfig(), lr_scale=1e-9, steps=1)
+    run = train([folder], tmp_path / "b", still, init=first, report=silent)
+    assert run.config.network == NETWORK
+    for key, value in first.network.state_dict().items():
+        torch.testing.assert_close(run.ema.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+
+
 def test_settings_survive_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
 
