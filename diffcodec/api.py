@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec import container
-from diffcodec.codec import SentLayer, Settings, receive, send, strips
+from diffcodec.codec import SentLayer, receive, send, strips
 from diffcodec.container import Header, Layer, LayerReader, Writer
 from diffcodec.errors import DataError, FormatError, ModelError
 from diffcodec.image import Picture, from_array, from_image, to_array
@@ -19,6 +19,7 @@ from diffcodec.model import Model
 from diffcodec.parallel import thread_map
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
 from diffcodec.registry import default_model, find_model, is_shipped
+from diffcodec.steps import Settings
 
 U8 = NDArray[np.uint8]
 Progress = Callable[[int, int], None]

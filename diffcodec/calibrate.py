@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcodec.codec import U8
 from diffcodec.exact import X_UNIT, quantize
 from diffcodec.final_layer import fit_neighbours
 from diffcodec.model import NEIGHBOURS, Model
 from diffcodec.plans import PLANS
-from diffcodec.reverse import final_distribution
+from diffcodec.reverse import evaluate, final_distribution
+
+U8 = NDArray[np.uint8]
 
 
 def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
@@ -29,6 +31,7 @@ def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
     pictures = []
     for x_0 in images:
         x_1 = exact.schedule.q_sample(x_0 / 127.5 - 1.0, 1, rng.standard_normal(x_0.shape))
-        state = np.rint(x_1 * (1 << X_UNIT)).astype(np.int64)
-        pictures.append((x_0.astype(np.int64), final_distribution(exact, state, grey=False)[0]))
+        state = np.rint(x_1 * (1 << X_UNIT)).astype(np.int32)
+        out = evaluate(exact, state, 1)
+        pictures.append((x_0.astype(np.int64), final_distribution(exact, out, state, grey=False)))
     return {**tensors, NEIGHBOURS: torch.from_numpy(fit_neighbours(pictures))}

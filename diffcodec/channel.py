@@ -63,7 +63,7 @@ class Received:
 
     y: the conveyed values in units of 2**-12; complete: whether all of the code was there.  If
     it was not, y is 0, the mean, for every coefficient that the code did not reach: such a y is
-    good for a picture but not for going on.
+    good for a picture but not for going on.  (Or it was drawn, see :func:`receive_segment`.)
     """
 
     y: I64
@@ -81,29 +81,31 @@ class _Deal:
     base: I64  # y in 2**-12 where nothing is coded
 
 
+def _limited(s_index: I64, mute: NDArray[np.bool_] | None) -> I64:
+    limited = np.clip(s_index, S_MIN + 1, S_MAX)
+    return limited if mute is None else np.where(mute, S_MIN, limited)
+
+
 def _deal(s_index: I64, key: int, mute: NDArray[np.bool_] | None) -> _Deal:
     order = permutation(derive_key(key, _ORDER), len(s_index))
-    shuffled = np.clip(s_index, S_MIN + 1, S_MAX)[order]
-    if mute is not None:
-        shuffled = np.where(mute[order], S_MIN, shuffled)
     return _Deal(
         order=order,
-        s_index=shuffled,
+        s_index=_limited(s_index, mute)[order],
         keys=counter_hash(derive_key(key, _CANDIDATES), len(s_index)),
         initial=derive_key(key, _STATE),
         base=shared_normal(derive_key(key, _FILL), len(s_index)),
     )
 
 
-def _scaled(deal: _Deal, scale: int) -> tuple[I64, I64]:
+def _scaled(limited: I64, scale: int) -> tuple[I64, I64]:
     """(s index after scaling, rate in 2**-16 bit) per coefficient; negligible ones get rate 0."""
-    s_index = np.clip(deal.s_index + SCALE_STEP * scale, S_MIN, S_MAX)
-    coded = (s_index >= NEGLIGIBLE) & (deal.s_index > S_MIN)
+    s_index = np.clip(limited + SCALE_STEP * scale, S_MIN, S_MAX)
+    coded = (s_index >= NEGLIGIBLE) & (limited > S_MIN)
     return s_index, np.where(coded, tables.rates()[s_index - S_MIN], 0)
 
 
-def _is_empty(deal: _Deal, eta: int) -> bool:
-    return _budget_bits(_scaled(deal, 0)[1], eta) < MIN_BITS
+def _is_empty(limited: I64, eta: int) -> bool:
+    return _budget_bits(_scaled(limited, 0)[1], eta) < MIN_BITS
 
 
 def _budget_bits(rate: I64, eta: int) -> int:
@@ -155,11 +157,11 @@ def send_segment(
     """
     deal = _deal(s_index, key, mute)
     shifts = d[deal.order]
-    if _is_empty(deal, eta):
+    if _is_empty(deal.s_index, eta):
         return b"", _undecided(deal)
     active = deal.s_index > S_MIN
     scale = choose_scale(shifts[active], deal.s_index[active])
-    s_scaled, rate = _scaled(deal, scale)
+    s_scaled, rate = _scaled(deal.s_index, scale)
     spread = 2.0 ** (s_scaled / OCTAVE) + 1.0
     step = escape_steps(s_scaled)
     far = active & (np.abs(shifts) > ESCAPE_AT * np.sqrt(spread))
@@ -193,7 +195,7 @@ def send_segment(
         path[: len(found)] = found
     writer.write_array(path)
     code = writer.getvalue()
-    return code, receive_segment(code, s_index, key, eta=eta, mute=mute)[0]
+    return code, receive_segment(code, s_index, key, eta=eta, mute=mute)
 
 
 def escape_steps(s_index: I64) -> I64:
@@ -213,6 +215,40 @@ def _back(deal: _Deal, values: I64) -> I64:
     return out
 
 
+HEAD_BYTES = 16
+"""Where a segment's head says how long the segment is, it has said so within these."""
+
+
+def _read_head(reader: BitReader) -> tuple[int, int | None]:
+    """(scale, bytes of escapes that follow or None without); EOFError if it is cut."""
+    scale = reader.read_signed_gamma()
+    if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]:
+        raise FormatError(f"segment scale {scale} is out of range")
+    if not reader.read(1):
+        return scale, None
+    reader.align()
+    return scale, reader.read_varint()
+
+
+def segment_size(
+    code: bytes, s_index: I64, *, eta: int, mute: NDArray[np.bool_] | None = None
+) -> int:
+    """Bytes taken by the segment that ``code`` begins with; only HEAD_BYTES are looked at.
+
+    More than there are if its head is cut.  Raises FormatError for impossible contents.
+    """
+    limited = _limited(s_index, mute)
+    if _is_empty(limited, eta):
+        return 0
+    reader = BitReader(code[:HEAD_BYTES])
+    try:
+        scale, escapes = _read_head(reader)
+    except EOFError:
+        return len(code) + 1
+    head = reader.position + 8 * (escapes or 0)
+    return (head + _trellis_bits(_scaled(limited, scale)[1], eta, head)) // 8
+
+
 def receive_segment(
     code: bytes,
     s_index: I64,
@@ -220,35 +256,41 @@ def receive_segment(
     *,
     eta: int,
     mute: NDArray[np.bool_] | None = None,
-) -> tuple[Received, int]:
-    """Receiver: what :func:`send_segment` conveyed, and the number of bytes it took.
+    draw: bool = False,
+) -> Received:
+    """Receiver: what :func:`send_segment` conveyed.
 
-    ``code`` may be longer than the segment, or be cut anywhere; then ``complete`` is
-    False and y holds what arrived.  Raises FormatError for impossible contents.
+    ``code`` may be cut anywhere; then ``complete`` is False and y holds what arrived, the rest
+    being 0 or, with ``draw``, drawn from p.  Raises FormatError for impossible contents.
     """
     deal = _deal(s_index, key, mute)
-    if _is_empty(deal, eta):
-        return _undecided(deal), 0
+    if _is_empty(deal.s_index, eta):
+        return _undecided(deal)
     reader = BitReader(code)
     n = len(s_index)
     try:
-        scale = reader.read_signed_gamma()
-        if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]:
-            raise FormatError(f"segment scale {scale} is out of range")
+        scale, escapes = _read_head(reader)
         counts = np.zeros(n, dtype=np.int64)
-        if reader.read(1):
-            reader.align()
-            counts = decode_escapes(reader.read_bytes(reader.read_varint()), n)
+        if escapes is not None:
+            counts = decode_escapes(reader.read_bytes(escapes), n)
     except EOFError:
-        return Received(np.zeros(n, np.int64), False), len(code)
-    s_scaled, rate = _scaled(deal, scale)
+        return Received(_back(deal, _missing(deal, draw)), False)
+    s_scaled, rate = _scaled(deal.s_index, scale)
     bits = _trellis_bits(rate, eta, reader.position)
     ends = _bit_ends(rate, bits)
     available = reader.read_array(bits)
     use = (rate > 0) & (ends <= len(available))
     complete = len(available) == bits
-    y = deal.base.copy() if complete else np.zeros(n, dtype=np.int64)
+    y = deal.base.copy() if complete else _missing(deal, draw)
     g = trellis.decode(available, ends[use], deal.keys[use], deal.initial)
     y[use] = tables.candidates(g, s_scaled[use])
     y += counts * escape_steps(s_scaled)
-    return Received(_back(deal, y), complete), -(-reader.position // 8)
+    return Received(_back(deal, y), complete)
+
+
+def _missing(deal: _Deal, draw: bool) -> I64:
+    """y of coefficients that did not arrive, in coded order."""
+    if not draw:
+        return np.zeros(len(deal.order), dtype=np.int64)
+    spread = np.sqrt(1.0 + 2.0 ** (deal.s_index / OCTAVE))
+    return np.rint(deal.base * spread).astype(np.int64)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,13 @@ def _balanced(blocks: int) -> I64:
     """Segment number of each block along one side: ⌈n/8⌉ segments of nearly equal length."""
     count = -(-blocks // SEGMENT_BLOCKS)
     return np.arange(blocks) * count // blocks
+
+
+def bands(height: int) -> list[slice]:
+    """The rows of pixels of each row of segments; a band has the segments it has on its own."""
+    numbers = _balanced(-(-height // BLOCK))
+    edges = [0, *(BLOCK * (np.flatnonzero(np.diff(numbers)) + 1)).tolist(), height]
+    return [slice(top, bottom) for top, bottom in pairwise(edges)]
 
 
 @lru_cache(maxsize=8)

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec.api import decode, encode, parse
-from diffcodec.codec import SentLayer, to_levels
+from diffcodec.codec import SentLayer
 from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array
 from diffcodec.model import Model
 from diffcodec.plans import EFFORTS, PLANS, Plan
-from diffcodec.reverse import Prior, evaluate, predict_x0, start
+from diffcodec.reverse import evaluate, predict_x0, start
+from diffcodec.steps import Settings, Step
 from diffcodec.tables import OCTAVE, Y_UNIT
 
 F64 = NDArray[np.float64]
@@ -83,20 +84,23 @@ def ideal_chain(
     model: Model, picture: Picture, plan: Plan, rng: np.random.Generator
 ) -> list[float]:
     """Ideal bits of every step of the plan, then of the final layer (see the module)."""
-    truth = picture.levels / 127.5 - 1.0
+    settings = Settings(plan, picture.height, picture.width, grey=picture.grey)
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
     bits = []
     for a, b in plan.steps:
-        p = Prior(model, x, a, b, picture.grey)
-        d = p.shifts(truth)
-        s = np.exp2(p.s_index / OCTAVE)
-        kl = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
-        bits.append(float(np.sum(kl if p.mute is None else kl[~p.mute])))
-        y = d + rng.standard_normal(d.shape)
-        x = p.sample(np.rint(y * (1 << Y_UNIT)).astype(np.int64))
+        step, total = Step(model, x, a, b, picture.grey), 0.0
+        for rows in (rows for group in settings.groups for rows in group):
+            p = step.prior(rows)
+            d = p.shifts(picture.levels[:, rows])
+            s = np.exp2(p.s_index / OCTAVE)
+            kl = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
+            total += float(np.sum(kl if p.mute is None else kl[~p.mute]))
+            y = d + rng.standard_normal(d.shape)
+            step.move(rows, p, np.rint(y * (1 << Y_UNIT)).astype(np.int64))
+        bits.append(total)
     out = evaluate(model, x, 1)
     mean = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
-    scale = np.exp2((out.scale_index + model.schedule.sigma_index(1)) / OCTAVE)
+    scale = np.exp2((out.scale_index.astype(np.int64) + model.schedule.sigma_index(1)) / OCTAVE)
     coefs = out.coefs / COEF_UNIT
     neighbours = model.neighbours / NEIGHBOUR_UNIT
     final = ideal_bits(picture.levels.astype(np.int64), mean, scale, coefs, neighbours)
@@ -163,7 +167,7 @@ def _layer_reports(
     rows = []
     for number, (layer, bits) in enumerate(zip(sent[:steps], ideal, strict=False)):
         # x̂_0 *after* a step is what the next layer starts from.
-        shown = to_levels(sent[number + 1].x0_hat)
+        shown = sent[number + 1].shown
         rows.append(
             LayerReport(
                 t=layer.b,

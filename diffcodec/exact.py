@@ -38,6 +38,7 @@ SUM_LIMIT = 1 << 24
 RESIDUAL_MAX = 1 << 22
 X_UNIT = 16
 EPS_UNIT = 14
+EPS_MAX = 1 << 30
 COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
@@ -45,7 +46,7 @@ SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
 
 
 class Integers(NamedTuple):
-    """The network's outputs as both sides use them; int64 tensors.
+    """The network's outputs as both sides use them; eps int32, the rest int16.
 
     eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
     1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
@@ -64,10 +65,10 @@ def round_outputs(eps: Tensor, coef_logvar: Tensor, pixel: Tensor) -> Integers:
     coefs = pixel[3:].clamp(-PIXEL_COEF_MAX, PIXEL_COEF_MAX) * COEF_UNIT
     coef_index = coef_logvar.clamp(*COEF_LOGVAR_RANGE) * (LOG2E * OCTAVE)
     return Integers(
-        eps=(eps * (1 << EPS_UNIT)).round().long(),
-        coef_index=coef_index.round().long(),
-        scale_index=log_scale.round().long(),
-        coefs=coefs.round().long(),
+        eps=(eps * (1 << EPS_UNIT)).round().clamp(-EPS_MAX, EPS_MAX).to(torch.int32),
+        coef_index=coef_index.round().to(torch.int16),
+        scale_index=log_scale.round().to(torch.int16),
+        coefs=coefs.round().to(torch.int16),
     )
 
 
@@ -175,7 +176,7 @@ class ExactNetwork:
         return r
 
     def __call__(self, x: Tensor, t: int) -> Integers:
-        """Evaluate at timestep ``t``: x int64 [3, H, W] in 2**-16, H and W multiples of 8.
+        """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
 
         ``t`` must not be :meth:`missing`.
         """

@@ -141,7 +141,7 @@ class Model:
             raise ModelError(f"the model has no exact constants for timesteps {missing}")
 
     def evaluate(self, x: Tensor, t: int, tile: int = TILE) -> Integers:
-        """The network's outputs for one state x int64 [3, H, W] in 2**-16, H, W multiples of 8.
+        """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8.
 
         A picture longer or wider than ``tile`` (a multiple of 8) is evaluated tile by tile, each
         with all around it that it depends on; of an exact model that changes nothing.
@@ -185,10 +185,10 @@ def _neighbours(exact: dict[str, Tensor]) -> NDArray[np.int64]:
 def _empty(height: int, width: int) -> Integers:
     """Outputs to be filled in for a picture of this size."""
 
-    def empty(channels: int, side: int) -> Tensor:
-        return torch.empty((channels, height // side, width // side), dtype=torch.int64)
+    def empty(channels: int, side: int, dtype: torch.dtype = torch.int16) -> Tensor:
+        return torch.empty((channels, height // side, width // side), dtype=dtype)
 
-    return Integers(empty(3, 1), empty(BANDS, BLOCK), empty(3, 1), empty(3, 1))
+    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), empty(3, 1), empty(3, 1))
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:

@@ -47,9 +47,9 @@ def derive_key(*parts: int) -> int:
     return key
 
 
-def counter_hash(key: int, count: int) -> U32:
-    """``count`` hashed words of the stream ``key``."""
-    index = np.arange(count, dtype=np.uint32) * np.uint32(GOLDEN)
+def counter_hash(key: int, stop: int, start: int = 0) -> U32:
+    """The hashed words ``start`` … ``stop`` − 1 of the stream ``key``."""
+    index = np.arange(start, stop, dtype=np.uint32) * np.uint32(GOLDEN)
     return mix(index + np.uint32(key))
 
 
@@ -61,10 +61,14 @@ def byte_sum(words: U32) -> I64:
     return total - 510
 
 
-def shared_normal(key: int, count: int) -> I64:
-    """``count`` nearly normal integers of standard deviation 2**12 (sum of eight bytes)."""
-    words = counter_hash(key, 2 * count)
-    total = byte_sum(words[:count]) + byte_sum(words[count:])
+def shared_normal(key: int, count: int, start: int = 0, stop: int | None = None) -> I64:
+    """``count`` nearly normal integers of standard deviation 2**12 (sum of eight bytes).
+
+    Or only those from ``start`` to before ``stop``.
+    """
+    stop = count if stop is None else stop
+    total = byte_sum(counter_hash(key, stop, start))
+    total += byte_sum(counter_hash(key, count + stop, count + start))
     return (total * _NOISE_SCALE + (1 << 19)) >> 20
 
 

@@ -8,6 +8,7 @@ on both sides, and integer-valued matrix products.
 
 from __future__ import annotations
 
+import binascii
 import math
 from dataclasses import dataclass
 
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 
 from diffcodec.coefficients import Layout, layout
 from diffcodec.exact import EPS_UNIT, X_UNIT
-from diffcodec.final_layer import MEAN_UNIT, Distribution
+from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.tables import Y_UNIT
+from diffcodec.schedule import Step
+from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
 
 X0_LIMIT = 4.0
 """Predictions are kept within this, so that no model, however wrong, overflows anything."""
@@ -40,31 +44,47 @@ class NetworkOutput:
     in 1/8; scale_index, coefs: [3, H, W], for the final layer.
     """
 
-    eps: I64
-    coef_index: I64
-    scale_index: I64
-    coefs: I64
+    eps: NDArray[np.int32]
+    coef_index: NDArray[np.int16]
+    scale_index: NDArray[np.int16]
+    coefs: NDArray[np.int16]
+
+    def rows(self, rows: slice) -> NetworkOutput:
+        """What it says of these rows, which begin at a multiple of 8."""
+        blocks = slice(rows.start // SIZE_MULTIPLE, -(-rows.stop // SIZE_MULTIPLE))
+        return NetworkOutput(
+            self.eps[:, rows],
+            self.coef_index[:, blocks],
+            self.scale_index[:, rows],
+            self.coefs[:, rows],
+        )
 
 
-def evaluate(model: Model, x: I64, t: int) -> NetworkOutput:
+def evaluate(model: Model, x: I32, t: int) -> NetworkOutput:
     """One network evaluation.  Sides are mirrored up to a multiple of 8 and cut off again."""
     _, height, width = x.shape
-    margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
-    padded = np.pad(x, margin, mode="symmetric")
-    out = model.evaluate(torch.from_numpy(padded), t)
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
+        x = np.pad(x, margin, mode="symmetric")
+    out = model.evaluate(torch.from_numpy(x), t)
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
     return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs)
 
 
-def start(t: int, seed: int, height: int, width: int) -> I64:
+def start(t: int, seed: int, height: int, width: int) -> I32:
     """x_t of the first timestep: standard normal noise from the seed, [3, H, W] in 2**-16."""
-    noise = shared_normal(derive_key(seed, _START, t), 3 * height * width)
-    return noise.reshape(3, height, width) << (X_UNIT - Y_UNIT)
+    key, count = derive_key(seed, _START, t), 3 * height * width
+    x = np.empty((3 * height, width), dtype=np.int32)
+    for top in range(0, 3 * height, STRIP_ROWS):
+        rows = x[top : top + STRIP_ROWS]
+        noise = shared_normal(key, count, top * width, top * width + rows.size)
+        rows[:] = noise.reshape(rows.shape) << (X_UNIT - Y_UNIT)
+    return x.reshape(3, height, width)
 
 
-def predict_x0(model: Model, x: I64, t: int, out: NetworkOutput, grey: bool) -> F64:
+def predict_x0(model: Model, x: I32, t: int, out: NetworkOutput, grey: bool) -> F64:
     """x̂_0(x_t), eq. 15, float64 [3, H, W] in the [-1, 1] scale, clipped only to ±X0_LIMIT."""
     x_0 = model.schedule.predict_x0(x / (1 << X_UNIT), t, out.eps / (1 << EPS_UNIT))
     x_0 = np.clip(x_0, -X0_LIMIT, X0_LIMIT)
@@ -74,42 +94,58 @@ def predict_x0(model: Model, x: I64, t: int, out: NetworkOutput, grey: bool) -> 
 
 
 class Prior:
-    """p_θ(x_b | x_a) = N(μ_θ, β̃ Wᵀ(1 + s)W), with s predicted per coefficient.
+    """p_θ(x_b | x_a) = N(μ_θ, β̃ Wᵀ(1 + s)W) of a band, with s predicted per coefficient.
 
     The truth q(x_b | x_a, x_0) = N(μ̃, β̃ I) differs by the shifts d = W(μ̃ − μ_θ)/√β̃, which
-    are what the channel conveys.
+    are what the channel conveys.  All arrays are those of the band (see coefficients.bands).
     """
 
-    def __init__(self, model: Model, x_a: I64, a: int, b: int, grey: bool) -> None:
-        out = evaluate(model, x_a, a)
-        step = model.schedule.step(a, b)
-        self.x0_hat = predict_x0(model, x_a, a, out, grey)
+    def __init__(
+        self, step: Step, x0_hat: F64, coef_index: NDArray[np.int16], x_a: I32, grey: bool
+    ) -> None:
+        self.x0_hat = x0_hat
         self.layout: Layout = layout(*x_a.shape[1:])
-        self.mean = step.posterior_mean(self.x0_hat, x_a / (1 << X_UNIT))
+        self.mean = step.posterior_mean(x0_hat, x_a / (1 << X_UNIT))
         self.deviation = math.sqrt(step.variance)
         self._gain = step.coef_x0 / self.deviation
-        self.s_index: I64 = self.layout.spread(out.coef_index) + step.gain_index
+        self.s_index: I64 = self.layout.spread(coef_index.astype(np.int64)) + step.gain_index
         self.mute = self.layout.chroma if grey else None
 
-    def shifts(self, x_0: F64) -> F64:
-        """d for the true x_0 [3, H, W], float64 [coefficients]; only the sender can know it."""
-        return self.layout.forward((x_0 - self.x0_hat) * self._gain)
+    def shifts(self, x_0: U8) -> F64:
+        """d for the true levels [3, h, w], float64 [coefficients]; only the sender knows it."""
+        return self.layout.forward((x_0 / 127.5 - 1.0 - self.x0_hat) * self._gain)
 
-    def sample(self, y: I64) -> I64:
+    def spread(self) -> F64:
+        """√(1 + s): the standard deviation of y under p_θ, [coefficients]."""
+        spread = np.sqrt(1.0 + np.exp2(np.clip(self.s_index, S_MIN, S_MAX) / OCTAVE))
+        return spread if self.mute is None else np.where(self.mute, 1.0, spread)
+
+    def sample(self, y: I64) -> I32:
         """x_b = μ_θ + √β̃ Wᵀ y, for y in 2**-12, as a state."""
         noise = self.layout.inverse(y.astype(np.float64)) / (1 << Y_UNIT)
-        return np.rint((self.mean + self.deviation * noise) * (1 << X_UNIT)).astype(np.int64)
+        x_b = np.rint((self.mean + self.deviation * noise) * (1 << X_UNIT))
+        return x_b.astype(np.int64).astype(np.int32)
 
 
-def final_distribution(model: Model, x_1: I64, grey: bool) -> tuple[Distribution, F64]:
-    """p_θ(x_0 | x_1) as integers for the coder, and x̂_0(x_1)."""
-    out = evaluate(model, x_1, 1)
+def final_distribution(model: Model, out: NetworkOutput, x_1: I32, grey: bool) -> Distribution:
+    """p_θ(x_0 | x_1) of some rows, as integers for the coder."""
     x0_hat = predict_x0(model, x_1, 1, out, grey)
-    offset = model.schedule.sigma_index(1)
-    distribution = Distribution(
+    return Distribution(
         mean=np.rint((x0_hat + 1.0) * (127.5 * MEAN_UNIT)).astype(np.int64),
-        scale=out.scale_index + offset,
-        coefs=out.coefs,
+        scale=out.scale_index.astype(np.int64) + model.schedule.sigma_index(1),
+        coefs=out.coefs.astype(np.int64),
         neighbours=model.neighbours,
     )
-    return distribution, x0_hat
+
+
+def state_check(x: I32) -> int:
+    """One byte of the CRC-32 of a state [3, H, W]; both sides must find the same."""
+    rows, check = x.reshape(-1, x.shape[2]), 0
+    for top in range(0, len(rows), STRIP_ROWS):
+        check = binascii.crc32(rows[top : top + STRIP_ROWS].astype(">i4").tobytes(), check)
+    return check & 0xFF
+
+
+def to_levels(x_0: F64) -> U8:
+    """From the [-1, 1] scale to uint8 levels, clipped."""
+    return np.clip(np.rint((x_0 + 1.0) * 127.5), 0, 255).astype(np.uint8)

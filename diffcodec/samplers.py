@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffcodec.codec import to_levels
 from diffcodec.model import Model
+from diffcodec.reverse import to_levels
 
 U8 = NDArray[np.uint8]
 

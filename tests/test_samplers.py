@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffcodec.codec import to_levels
 from diffcodec.model import Model
+from diffcodec.reverse import to_levels
 from diffcodec.samplers import ancestral, grid, strided_timesteps
 
 

@@ -1,0 +1,83 @@
+"""What a receiver shows of a picture that has not arrived in full: three ways from x_t to x_0.
+
+* :func:`mean` is x̂_0(x_t), the least squared error;
+* :func:`sample` goes on by Algorithm 2 from x_t: details that could be there (Fig. 7);
+* :func:`flow` goes on without noise, along the probability flow (DDIM, Song et al. 2021).
+
+Both ways on take the timesteps that the file's plan still holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec.exact import EPS_UNIT, X_UNIT
+from diffcodec.model import Model
+from diffcodec.noise import derive_key, shared_normal
+from diffcodec.reverse import evaluate, predict_x0, to_levels
+from diffcodec.steps import Settings, Step
+
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+Render = Callable[[Model, I32, int, Settings], tuple[U8, int]]
+"""(levels uint8 [3, H, W], network evaluations) for a state x_t; it may overwrite the state."""
+
+_RENDER = 2
+"""Purpose of derived keys (0 and 1 are the format's)."""
+
+
+def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
+    """x̂_0(x_t), eq. 15."""
+    out = evaluate(model, x, t)
+    levels = np.empty(x.shape, dtype=np.uint8)
+    for group in settings.groups:
+        for rows in group:
+            x0_hat = predict_x0(model, x[:, rows], t, out.rows(rows), settings.grey)
+            levels[:, rows] = to_levels(x0_hat)
+    return levels, 1
+
+
+def sample(seed: int) -> Render:
+    """Ancestral sampling with the model's own variances: p_θ(x_b | x_a) of the codec."""
+
+    def render(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
+        steps = _left(t, settings)
+        for a, b in steps:
+            step = Step(model, x, a, b, settings.grey)
+            key = derive_key(seed, _RENDER, b)
+            for number, rows in enumerate(rows for group in settings.groups for rows in group):
+                prior = step.prior(rows)
+                noise = shared_normal(derive_key(key, number), prior.layout.size)
+                step.move(rows, prior, np.rint(noise * prior.spread()).astype(np.int64))
+        levels, _ = mean(model, x, 1, settings)
+        return levels, len(steps) + 1
+
+    return render
+
+
+def flow(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
+    """x_b = √ᾱ_b x̂_0 + √(1 − ᾱ_b) ε̂ from step to step."""
+    steps, schedule = _left(t, settings), model.schedule
+    for a, b in steps:
+        out = evaluate(model, x, a)
+        keep = math.sqrt(float(schedule.at(schedule.alphas_cumprod, b)))
+        rest = math.sqrt(float(schedule.at(schedule.one_minus_alphas_cumprod, b)))
+        for group in settings.groups:
+            for rows in group:
+                own = out.rows(rows)
+                x0_hat = predict_x0(model, x[:, rows], a, own, settings.grey)
+                x_b = keep * x0_hat + rest * (own.eps / (1 << EPS_UNIT))
+                x[:, rows] = np.rint(x_b * (1 << X_UNIT)).astype(np.int64)
+    levels, _ = mean(model, x, 1, settings)
+    return levels, len(steps) + 1
+
+
+def _left(t: int, settings: Settings) -> list[tuple[int, int]]:
+    """The steps of the plan from timestep t on."""
+    return list(pairwise(s for s in settings.plan.timesteps if s <= t))

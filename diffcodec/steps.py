@@ -1,0 +1,221 @@
+"""A step of the reverse process over a whole picture, in bounded memory and on all cores.
+
+The network sees the whole picture once.  Everything after it goes band by band (a row of the
+channel's segments), so that only the state and the network's outputs exist for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec import channel
+from diffcodec.channel import Received
+from diffcodec.coefficients import bands
+from diffcodec.final_layer import Distribution
+from diffcodec.model import Model
+from diffcodec.noise import derive_key
+from diffcodec.parallel import thread_map
+from diffcodec.plans import Plan
+from diffcodec.reverse import Prior, evaluate, final_distribution, predict_x0, to_levels
+from diffcodec.tables import Y_UNIT
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+GROUP_PIXELS = 1 << 20
+"""Bands are worked on together up to this many pixels, so that all cores have segments."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What sender and receiver agree on beforehand (all of it is in the file's header)."""
+
+    plan: Plan
+    height: int
+    width: int
+    seed: int = 0
+    grey: bool = False
+
+    @property
+    def groups(self) -> list[list[slice]]:
+        """Bands of segments, those that are worked on together in one list."""
+        groups: list[list[slice]] = []
+        for band in bands(self.height):
+            if groups and (band.stop - groups[-1][0].start) * self.width <= GROUP_PIXELS:
+                groups[-1].append(band)
+            else:
+                groups.append([band])
+        return groups
+
+
+class Step:
+    """One step a → b.  ``x`` int32 [3, H, W] is x_a at first; :meth:`move` makes it x_b.
+
+    shown: levels uint8 [3, H, W] of x̂_0(x_a), filled in where :meth:`prior` was called.
+    """
+
+    def __init__(self, model: Model, x: I32, a: int, b: int, grey: bool) -> None:
+        self.model, self.x, self.a, self.b, self.grey = model, x, a, b, grey
+        self._out = evaluate(model, x, a)
+        self._reverse = model.schedule.step(a, b)
+        self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
+
+    def prior(self, rows: slice) -> Prior:
+        """p_θ(x_b | x_a) of a band that is still x_a."""
+        x_a, out = self.x[:, rows], self._out.rows(rows)
+        x0_hat = predict_x0(self.model, x_a, self.a, out, self.grey)
+        self.shown[:, rows] = to_levels(x0_hat)
+        return Prior(self._reverse, x0_hat, out.coef_index, x_a, self.grey)
+
+    def move(self, rows: slice, prior: Prior, y: I64) -> None:
+        """The band becomes x_b as conveyed by y [coefficients] in 2**-12."""
+        self.x[:, rows] = prior.sample(y)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One segment of a group: its band's number and prior, coefficients, and key's number."""
+
+    band: int
+    prior: Prior
+    own: I64
+    number: int
+
+    @property
+    def s_index(self) -> I64:
+        return self.prior.s_index[self.own]
+
+    @property
+    def mute(self) -> NDArray[np.bool_] | None:
+        return None if self.prior.mute is None else self.prior.mute[self.own]
+
+
+def _segments(priors: list[Prior], first: int) -> list[_Segment]:
+    """All segments of a group, in coding order, numbered from ``first``."""
+    places = [(n, p, own) for n, p in enumerate(priors) for own in p.layout.segments]
+    return [_Segment(n, p, own, first + k) for k, (n, p, own) in enumerate(places)]
+
+
+def _gather(priors: list[Prior], segments: list[_Segment], values: list[Received]) -> list[I64]:
+    """y of every band of a group."""
+    y = [np.empty(p.layout.size, dtype=np.int64) for p in priors]
+    for segment, received in zip(segments, values, strict=True):
+        y[segment.band][segment.own] = received.y
+    return y
+
+
+def send_step(
+    step: Step,
+    x_0: U8,
+    key: int,
+    settings: Settings,
+    survivors: int,
+    pulse: Callable[[], None],
+) -> tuple[bytes, float]:
+    """Convey x_b ~ q(x_b | x_a, x_0) for levels x_0: (bytes, noise ratio E[(y − d)²]).
+
+    ``pulse`` is called after every group of bands.
+    """
+    codes: list[bytes] = []
+    error = 0.0
+    for group in settings.groups:
+        priors = [step.prior(rows) for rows in group]
+        shifts = [p.shifts(x_0[:, rows]) for p, rows in zip(priors, group, strict=True)]
+        segments = _segments(priors, len(codes))
+        results = _send(segments, shifts, key, settings.plan.eta, survivors)
+        y = _gather(priors, segments, [received for _, received in results])
+        for rows, p, own, d in zip(group, priors, y, shifts, strict=True):
+            step.move(rows, p, own)
+            error += float(np.sum(np.square(own / (1 << Y_UNIT) - d)))
+        codes += [code for code, _ in results]
+        pulse()
+    return b"".join(codes), error / x_0.size
+
+
+def _send(
+    segments: list[_Segment], shifts: list[F64], key: int, eta: int, survivors: int
+) -> list[tuple[bytes, Received]]:
+    def work(number: int) -> tuple[bytes, Received]:
+        own = segments[number]
+        return channel.send_segment(
+            shifts[own.band][own.own],
+            own.s_index,
+            derive_key(key, own.number),
+            eta=eta,
+            survivors=survivors,
+            mute=own.mute,
+        )
+
+    return thread_map(work, len(segments))
+
+
+def receive_step(
+    step: Step, take: Callable[[int], bytes], key: int, settings: Settings, draw: bool
+) -> NDArray[np.bool_] | None:
+    """Decode x_b: None if all of it arrived, else where anything did, bool [H, W].
+
+    take(n) gives the next n bytes, or as many as there are; n = 0 looks at the next few and
+    takes none.  What did not arrive is the mean of p_θ or, with ``draw``, drawn from it.
+    """
+    complete, first = True, 0
+    arrived = np.ones((settings.height, settings.width), dtype=bool)
+    columns = bands(settings.width)
+    for group in settings.groups:
+        priors = [step.prior(rows) for rows in group]
+        segments = _segments(priors, first)
+        codes = [_take(own, take, settings.plan.eta) for own in segments]
+        results = _receive(segments, codes, key, settings.plan.eta, draw)
+        for rows, p, y in zip(group, priors, _gather(priors, segments, results), strict=True):
+            step.move(rows, p, y)
+        for number, (own, code, received) in enumerate(zip(segments, codes, results, strict=True)):
+            complete &= received.complete
+            place = group[own.band], columns[number % len(columns)]
+            arrived[place] = received.complete or bool(code)
+        first += len(segments)
+    return None if complete else arrived
+
+
+def _take(own: _Segment, take: Callable[[int], bytes], eta: int) -> bytes:
+    """The bytes of the next segment, as far as they are there."""
+    return take(channel.segment_size(take(0), own.s_index, eta=eta, mute=own.mute))
+
+
+def _receive(
+    segments: list[_Segment], codes: list[bytes], key: int, eta: int, draw: bool
+) -> list[Received]:
+    def work(number: int) -> Received:
+        own = segments[number]
+        return channel.receive_segment(
+            codes[number],
+            own.s_index,
+            derive_key(key, own.number),
+            eta=eta,
+            mute=own.mute,
+            draw=draw,
+        )
+
+    return thread_map(work, len(segments))
+
+
+class Final:
+    """p_θ(x_0 | x_1), strip by strip; shown: levels uint8 [3, H, W] of x̂_0(x_1)."""
+
+    def __init__(self, model: Model, x: I32, settings: Settings) -> None:
+        self.model, self.x, self.grey = model, x, settings.grey
+        self._out = evaluate(model, x, 1)
+        self.shown: U8 = np.empty(x.shape, dtype=np.uint8)
+        for group in settings.groups:
+            for rows in group:
+                x0_hat = predict_x0(model, x[:, rows], 1, self._out.rows(rows), self.grey)
+                self.shown[:, rows] = to_levels(x0_hat)
+
+    def distribution(self, rows: slice) -> Distribution:
+        """What the coder needs for these rows, which begin at a multiple of 8."""
+        out, x_1 = self._out.rows(rows), self.x[:, rows]
+        return final_distribution(self.model, out, x_1, self.grey)
