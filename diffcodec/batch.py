@@ -92,9 +92,11 @@ def collect(sources: Sequence[Path], suffixes: Set[str], out: Path, suffix: str)
     owners: dict[Path, Path] = {}
     for source in sources:
         for job in _expand(source, suffixes, out, suffix):
-            owner = owners.setdefault(job.target, job.source)
-            if job.problem or owner is job.source:
+            owner = None if job.problem else owners.get(job.target)
+            if owner is None:
                 jobs.append(job)
+                if not job.problem:
+                    owners[job.target] = job.source
             elif owner.resolve() != job.source.resolve():
                 problem = f"refused, {job.target} is made from {owner}"
                 jobs.append(Job(job.source, job.target, problem))
@@ -102,9 +104,11 @@ def collect(sources: Sequence[Path], suffixes: Set[str], out: Path, suffix: str)
 
 
 def _expand(source: Path, suffixes: Set[str], out: Path, suffix: str) -> Iterator[Job]:
+    """The jobs of one source."""
+    closed: list[OSError] = []
     if _is_folder(source):
         root, nothing = source, f"no file of type {', '.join(sorted(suffixes))} in this folder"
-        names = _below(source, suffixes)
+        names = _below(source, suffixes, closed)
     elif _is_pattern(source):
         root, names = _matches(source)
         nothing = "no file matches this pattern"
@@ -113,14 +117,19 @@ def _expand(source: Path, suffixes: Set[str], out: Path, suffix: str) -> Iterato
         return
     for name in names:
         yield Job(root / name, (out / name).with_suffix(suffix))
-    if not names:
-        yield Job(source, out / source.name, nothing)
+    for e in closed:
+        yield Job(Path(e.filename), out, f"cannot be read ({e.strerror})")
+    if not names and not closed:
+        yield Job(source, out, nothing)
 
 
-def _below(folder: Path, suffixes: Set[str]) -> list[Path]:
-    """Files of these types anywhere below a folder, relative to it, in a fixed order."""
+def _below(folder: Path, suffixes: Set[str], closed: list[OSError]) -> list[Path]:
+    """Files of these types anywhere below a folder, relative to it, in a fixed order.
+
+    Why folders cannot be looked into is added to ``closed``.
+    """
     names = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(place, name) for name in sorted(files) if not name.startswith("."))
         names += [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes]

@@ -144,9 +144,13 @@ def _report(outcome: Outcome) -> None:
     elif result is None:
         click.echo(f"{job.target}: done already")
     else:
-        name = str(job.source)
-        notes = (note if name in note else f"{name}: {note}" for note in result.notes)
-        _show(replace(result, notes=tuple(notes)))
+        _show(replace(result, notes=tuple(_naming(job.source, note) for note in result.notes)))
+
+
+def _naming(source: Path, note: str) -> str:
+    """A note about one file, with the file's name if it lacks it."""
+    kind, _, text = note.partition(": ")
+    return note if str(source) in text else f"{kind}: {source}: {text}"
 
 
 def _show(result: Result) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -68,6 +70,7 @@ OUT = Path("out")
         (["in"], ["A.z", "[1].z", "b.z", "x/c.z", "x/y/b.z"]),
         (["in", "in/b.png"], ["A.z", "[1].z", "b.z", "x/c.z", "x/y/b.z"]),
         (["in/b.png", "in/x/c.jpg"], ["b.z", "c.z"]),
+        (["in/b.png", "in/../in/b.png"], ["b.z"]),
         (["in/*.png"], ["[1].z", "b.z"]),
         (["in/**/*.png"], ["[1].z", "b.z", "x/y/b.z"]),
         (["in/*/c.jpg"], ["x/c.z"]),
@@ -78,7 +81,10 @@ OUT = Path("out")
 def test_targets_of_sources(tree: Path, sources: list[str], expected: list[str]) -> None:
     absolute = [[Path(s) for s in sources], [tree / s for s in sources]]
     for paths in absolute:
-        assert targets(collect(paths, SUFFIXES, OUT, ".z"), OUT) == expected
+        for given_paths in (paths, paths * 2):
+            jobs = collect(given_paths, SUFFIXES, OUT, ".z")
+            assert targets(jobs, OUT) == expected
+            assert not any(job.problem for job in jobs)
 
 
 @pytest.mark.parametrize("source", ["in/*.gif", "in/x/y/z", "none/*"])
@@ -86,6 +92,24 @@ def test_sources_that_hold_nothing_are_a_problem(tree: Path, source: str) -> Non
     (tree / "in/x/y/z").mkdir()
     (job,) = collect([Path(source)], SUFFIXES, OUT, ".z")
     assert job.problem.startswith("no file")
+
+
+def test_folders_that_cannot_be_read_are_a_problem(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "x":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    jobs = collect([Path("in")], SUFFIXES, OUT, ".z")
+    assert targets(jobs, OUT) == ["A.z", "[1].z", "b.z"]
+    assert [(str(j.source), j.problem) for j in jobs if j.problem] == [
+        ("in/x", "cannot be read (Permission denied)")
+    ]
 
 
 def test_one_plain_file_is_not_many(tree: Path) -> None:
@@ -333,7 +357,7 @@ def test_notes_name_their_file(tiny_folder: Path, tmp_path: Path) -> None:
     result = encode(*sources, "-o", tmp_path, "--max-bytes", 60, model=tiny_folder)
     check(result, done=2)
     for source in sources:
-        assert f"{source}: note: not stored: ICC profile" in result.stderr
+        assert f"note: {source}: not stored: ICC profile" in result.stderr
 
 
 def test_ctrl_c_in_a_command(
