@@ -9,8 +9,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import click
 from tqdm import tqdm
 
 from diffcodec import __version__
+from diffcodec.batch import Outcome, Result, Worker, collect, is_many, make_folder, run_jobs
 from diffcodec.errors import DataError, DiffcodecError, FormatError
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
@@ -38,6 +40,11 @@ class Progress:
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
+
+    def clear(self) -> None:
+        """Wipe the bar, if it shows, so that a line can be printed in its place."""
+        if self._bar is not None and self._bar.last_print_n:
+            self._bar.clear()
 
     def close(self) -> None:
         if self._bar is not None:
@@ -91,9 +98,98 @@ def _result(size: int, area: int, values: int, seconds: float) -> str:
     return f"{size} bytes, {8 * size / area:.3f} bpp, {8 * size / values:.3f} bpd, {seconds:.2f} s"
 
 
+def _many(
+    name: str,
+    sources: Sequence[Path],
+    output: Path | None,
+    suffixes: Set[str],
+    suffix: str,
+    worker: Worker,
+    jobs: int,
+    force: bool,
+) -> None:
+    """Run ``worker`` over many files: a line for each, then a summary; exit code 1 on failure."""
+    if output is None:
+        raise click.UsageError("a folder, a pattern or several sources need -o FOLDER")
+    found = collect(sources, suffixes, output, suffix)
+    make_folder(output)
+    bar, ended = Progress(name), 0
+    bar(0, len(found))
+
+    def report(outcome: Outcome) -> None:
+        nonlocal ended
+        ended += 1
+        bar.clear()
+        _report(outcome)
+        bar(ended, len(found))
+
+    try:
+        summary = run_jobs(found, worker, jobs, report, force=force)
+    finally:
+        bar.close()
+    click.echo(
+        f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: "
+        f"{summary.size} bytes, {8 * summary.size / max(summary.pixels, 1):.3f} bpp, "
+        f"{summary.seconds:.2f} s"
+    )
+    if summary.failed:
+        click.get_current_context().exit(1)
+
+
+def _report(outcome: Outcome) -> None:
+    """Print how one of many files went."""
+    job, result = outcome.job, outcome.result
+    if outcome.error:
+        click.echo(f"diffcodec: {outcome.error}", err=True)
+    elif result is None:
+        click.echo(f"{job.target}: done already")
+    else:
+        _show(replace(result, notes=tuple(_naming(job.source, note) for note in result.notes)))
+
+
+def _naming(source: Path, note: str) -> str:
+    """A note about one file, with the file's name if it lacks it."""
+    kind, _, text = note.partition(": ")
+    return note if str(source) in text else f"{kind}: {source}: {text}"
+
+
+def _show(result: Result) -> None:
+    """Print what became of a file."""
+    for note in result.notes:
+        click.echo(note, err=True)
+    click.echo(result.line)
+
+
+def _many_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that take many files."""
+    jobs = click.option(
+        *("--jobs", "-j"),
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="So many files at a time.",
+    )
+    force = click.option("--force", is_flag=True, help="Replace files that exist.")
+    return jobs(force(command))
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """The options of ``encode`` that shape a file."""
+
+    model: str
+    stop_t: int | None
+    bpp: float | None
+    max_bytes: int | None
+    effort: int
+    seed: int
+
+
 @main.command()
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Default: SOURCE with the suffix .ddc.")
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, help="Default: SOURCE with the suffix .ddc. Of many: a folder."
+)
 @click.option("--model", help="Name of a shipped model, or a model folder.")
 @click.option("--stop-t", type=T, help="No layer finer than timestep T.")
 @click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Limit in bits per pixel.")
@@ -106,8 +202,9 @@ def _result(size: int, area: int, values: int, seconds: float) -> str:
     help="More effort: smaller files, slower encoding; decoding stays as fast.",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+@_many_options
 def encode(
-    source: Path,
+    sources: tuple[Path, ...],
     output: Path | None,
     model: str | None,
     stop_t: int | None,
@@ -115,80 +212,143 @@ def encode(
     max_bytes: int | None,
     effort: int,
     seed: int,
+    jobs: int,
+    force: bool,
 ) -> None:
     """Encode the picture SOURCE; lossless unless limited.
+
+    SOURCE may also be a folder (all pictures below it), a pattern in quotes, or several of these.
+    Files that OUTPUT holds already are then skipped, however they were made.
 
     \b
     diffcodec encode photo.png
     diffcodec encode photo.png -o small.ddc --bpp 0.5
     diffcodec encode photo.png -o half.ddc --stop-t 20
+    diffcodec encode photos -o encoded --jobs 4
+    diffcodec encode 'photos/**/*.png' -o encoded
     """
+    from diffcodec import registry
+    from diffcodec.data import IMAGE_SUFFIXES
+
+    _limit(bpp, max_bytes, 1)  # impossible for every picture?
+    settings = EncodeSettings(model or registry.DEFAULT, stop_t, bpp, max_bytes, effort, seed)
+    if is_many(sources):
+        registry.load_model(settings.model)  # what is wrong with it is wrong with every file
+        worker = partial(_encode_file, settings=settings)
+        _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
+        return
+    target = output or sources[0].with_suffix(".ddc")
+    _show(_encode_file(sources[0], target, settings, Progress("encode")))
+
+
+def _encode_file(
+    source: Path,
+    target: Path,
+    settings: EncodeSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Encode one picture file; DiffcodecError when that is impossible."""
     from diffcodec import api, registry
     from diffcodec.files import write_bytes
     from diffcodec.image import read_image
 
     picture = read_image(source)
     area = picture.width * picture.height
-    limit = _limit(bpp, max_bytes, area)
-    loaded = registry.load_model(model or registry.DEFAULT)
-    if picture.dropped:
-        click.echo(f"note: not stored: {', '.join(picture.dropped)}", err=True)
+    loaded = registry.load_model(settings.model)
     begun = time.perf_counter()
     content = api.encode(
         picture,
         model=loaded,
-        effort=effort,
-        seed=seed,
-        stop_t=stop_t or 0,
-        max_bytes=limit,
-        progress=Progress("encode"),
+        effort=settings.effort,
+        seed=settings.seed,
+        stop_t=settings.stop_t or 0,
+        max_bytes=_limit(settings.bpp, settings.max_bytes, area),
+        progress=progress,
     )
-    target = output or source.with_suffix(".ddc")
     write_bytes(target, content)
     values = area * (1 if picture.grey else 3)
     result = _result(len(content), area, values, time.perf_counter() - begun)
-    click.echo(f"{target}: {result}")
+    notes = (f"note: not stored: {', '.join(picture.dropped)}",) if picture.dropped else ()
+    return Result(f"{target}: {result}", len(content), area, notes)
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """The options of ``decode``; overwrite: the target may exist."""
+
+    model: str | None
+    stop_t: int | None
+    overwrite: bool
 
 
 @main.command()
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Default: SOURCE with the suffix .png.")
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, help="Default: SOURCE with the suffix .png. Of many: a folder."
+)
 @click.option("--model", help="Model folder, for files of a model that is not shipped.")
 @click.option("--stop-t", type=T, help="Stop at the smallest coded timestep >= T.")
-def decode(source: Path, output: Path | None, model: str | None, stop_t: int | None) -> None:
+@_many_options
+def decode(
+    sources: tuple[Path, ...],
+    output: Path | None,
+    model: str | None,
+    stop_t: int | None,
+    jobs: int,
+    force: bool,
+) -> None:
     """Decode SOURCE, whole or cut: exact if it is complete, else the best picture it holds.
+
+    SOURCE may also be a folder (all .ddc files below it), a pattern in quotes, or several of
+    these. Pictures that OUTPUT holds already are then skipped, however they were made.
 
     \b
     diffcodec decode photo.ddc
     diffcodec decode photo.ddc -o preview.png --stop-t 200
+    diffcodec decode encoded -o pictures --jobs 4
     """
+    from diffcodec import registry
+
+    if is_many(sources):
+        settings = DecodeSettings(model, stop_t, overwrite=True)
+        if model:
+            registry.load_model(model)  # what is wrong with it is wrong with every file
+        worker = partial(_decode_file, settings=settings)
+        _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
+        return
+    target = output or sources[0].with_suffix(".png")
+    settings = DecodeSettings(model, stop_t, overwrite=force or output is not None)
+    _show(_decode_file(sources[0], target, settings))
+
+
+def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
+    """Decode one file; DiffcodecError when that is impossible."""
     from diffcodec import api, registry
     from diffcodec.files import read_bytes, write_bytes
     from diffcodec.image import image_bytes
 
     content = read_bytes(source)
-    loaded = registry.load_model(model) if model else None
+    loaded = registry.load_model(settings.model) if settings.model else None
     begun = time.perf_counter()
     try:
-        decoded = api.decode(content, stop_t=stop_t or 0, model=loaded)
+        decoded = api.decode(content, stop_t=settings.stop_t or 0, model=loaded)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
-    target = output or source.with_suffix(".png")
-    if output is None and target.exists():
+    if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     write_bytes(target, image_bytes(decoded.pixels, target.suffix))
+    notes = []
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
-        click.echo(f"note: a {target.suffix} file does not keep every pixel", err=True)
+        notes.append(f"note: a {target.suffix} file does not keep every pixel")
     if decoded.float_arithmetic:
-        click.echo(
+        notes.append(
             f"warning: {source} was written in floating point; another machine than the writer's "
-            "may decode something else",
-            err=True,
+            "may decode something else"
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
     quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
     result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
-    click.echo(f"{target}: {quality}, {result}")
+    return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
 
 
 @main.command()

@@ -16,18 +16,19 @@ _here = threading.local()
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=_mark_worker)
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=mark_worker)
 
 
-def _mark_worker() -> None:
+def mark_worker() -> None:
+    """Let every :func:`thread_map` of the calling thread do its work in place from now on."""
     _here.is_worker = True
 
 
 def thread_map(function: Callable[[int], T], count: int) -> list[T]:
     """[function(0), …, function(count − 1)], in order, on all cores when count > 1.
 
-    Inside another thread_map the work is done in place: workers that wait for workers could
-    wait for ever.
+    Inside another thread_map, or after :func:`mark_worker`, the work is done in place: workers
+    that wait for workers could wait for ever.
     """
     if count == 1 or getattr(_here, "is_worker", False):
         return [function(number) for number in range(count)]

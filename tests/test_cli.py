@@ -341,10 +341,14 @@ def test_encode_refuses(kind: str, tmp_path: Path, tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "info"])
-def test_missing_files_and_folders_are_refused(command: str, tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.png", tmp_path, tmp_path / "missing" / "a.png"):
+def test_missing_files_are_refused(command: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.png", tmp_path / "missing" / "a.png"):
         assert_refused(run(command, path), DATA_ERROR, str(path))
     assert not files(tmp_path)
+
+
+def test_a_folder_has_no_layers(tmp_path: Path) -> None:
+    assert_refused(run("info", tmp_path), DATA_ERROR, str(tmp_path))
 
 
 # -- .ddc files that are refused -------------------------------------------------------------
