@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from diffcodec import __version__
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, make_folder, run_jobs
+from diffcodec.allocator import keep_freed_memory
 from diffcodec.errors import DataError, DiffcodecError, FormatError
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
@@ -83,6 +84,7 @@ def main() -> None:
     diffcodec decode small.ddc -o small.png      a lossy picture
     diffcodec decode photo.ddc -o same.png       the original, exactly
     """
+    keep_freed_memory()
 
 
 def _limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:

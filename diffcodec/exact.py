@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcodec.errors import ModelError
-from diffcodec.network import DATA_VARIANCE, CodecUNet, Conv2d, leaky
+from diffcodec.network import DATA_VARIANCE, LEAK, CodecUNet, Conv2d
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
 from diffcodec.schedule import Schedule
 from diffcodec.tables import OCTAVE
@@ -81,7 +81,8 @@ def _reach(weight: Tensor, signed: bool) -> float:
 
 
 def _bounded(r: Tensor) -> Tensor:
-    return r.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)
+    """Clamps in place: fresh memory for every operation would cost more than the operation."""
+    return r.clamp_(-RESIDUAL_MAX, RESIDUAL_MAX)
 
 
 @contextmanager
@@ -150,29 +151,29 @@ class ExactNetwork:
 
     def _quantize(self, x: Tensor, name: str, row: int) -> Tensor:
         """The input of convolution ``name``."""
-        product = x * self._constant(f"{name}.in_mul", row)
-        shifted = product + self._constant(f"{name}.in_add", row)
+        a = x * self._constant(f"{name}.in_mul", row)
+        a += self._constant(f"{name}.in_add", row)
         if name in SIGNED:
-            return torch.round(shifted).clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
-        return torch.round(leaky(shifted)).clamp_(-LEAKY_MAX, ACTIVATION_MAX)
+            return a.round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return F.leaky_relu_(a, LEAK).round_().clamp_(-LEAKY_MAX, ACTIVATION_MAX)
 
     def _conv(self, a: Tensor, name: str) -> Tensor:
         weight = self.weights[name]
         return F.conv2d(a, weight, padding=weight.shape[-1] // 2)
 
-    def _scaled(self, y: Tensor, name: str, row: int) -> Tensor:
-        """A convolution's output in the units of what it is added to."""
-        product = y * self._constant(f"{name}.out_mul", row)
-        return torch.round(product + self._constant(f"{name}.out_add", row))
-
     def _step(self, x: Tensor, name: str, row: int) -> Tensor:
-        return self._scaled(self._conv(self._quantize(x, name, row), name), name, row)
+        """A convolution's output in the units of what it is added to."""
+        y = self._conv(self._quantize(x, name, row), name)
+        y *= self._constant(f"{name}.out_mul", row)
+        y += self._constant(f"{name}.out_add", row)
+        return y.round_()
 
     def _stage(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
+        """Residual blocks on ``r``, which they overwrite."""
         for k in range(count):
             name = f"{stage}.{k}"
             y = self._conv(self._quantize(r, f"{name}.conv_in", row), f"{name}.conv_in")
-            r = _bounded(r + self._step(y, f"{name}.conv_out", row))
+            r = _bounded(r.add_(self._step(y, f"{name}.conv_out", row)))
         return r
 
     def __call__(self, x: Tensor, t: int) -> Integers:
@@ -190,9 +191,9 @@ class ExactNetwork:
             r1 = self._stage(r1, "down1", n1, row)
             r2 = _bounded(self._step(F.pixel_unshuffle(r1, 2), "to2", row))
             r2 = self._stage(r2, "middle", n2, row)
-            r1 = _bounded(r1 + F.pixel_shuffle(self._step(r2, "from2", row), 2))
+            r1 = _bounded(r1.add_(F.pixel_shuffle(self._step(r2, "from2", row), 2)))
             r1 = self._stage(r1, "up1", n1, row)
-            r0 = _bounded(r0 + F.pixel_shuffle(self._step(r1, "from1", row), 2))
+            r0 = _bounded(r0.add_(F.pixel_shuffle(self._step(r1, "from1", row), 2)))
             r0 = self._stage(r0, "up0", n0, row)
             head = self._quantize(r0, "eps_head", row)
             out = self._real(self._conv(head, "eps_head"), "eps_head", row)
