@@ -106,6 +106,7 @@ def _result(size: int, area: int, values: int, seconds: float) -> str:
     help="More effort: smaller files, slower encoding; decoding stays as fast.",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+@click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
 def encode(
     source: Path,
     output: Path | None,
@@ -115,6 +116,7 @@ def encode(
     max_bytes: int | None,
     effort: int,
     seed: int,
+    strip: bool,
 ) -> None:
     """Encode the picture SOURCE; lossless unless limited.
 
@@ -128,11 +130,17 @@ def encode(
     from diffcodec.image import read_image
 
     picture = read_image(source)
+    if strip:
+        picture = picture.without_metadata()
     area = picture.width * picture.height
     limit = _limit(bpp, max_bytes, area)
     loaded = registry.load_model(model or registry.DEFAULT)
-    if picture.dropped:
-        click.echo(f"note: not stored: {', '.join(picture.dropped)}", err=True)
+    if picture.source in {"JPEG", "MPO"}:
+        click.echo(
+            "note: the pixels of a JPEG file are coded: a lossless file can be larger than it, "
+            "and gives back the pixels, not the JPEG file",
+            err=True,
+        )
     begun = time.perf_counter()
     content = api.encode(
         picture,
@@ -145,7 +153,7 @@ def encode(
     )
     target = output or source.with_suffix(".ddc")
     write_bytes(target, content)
-    values = area * (1 if picture.grey else 3)
+    values = area * picture.colours
     result = _result(len(content), area, values, time.perf_counter() - begun)
     click.echo(f"{target}: {result}")
 
@@ -164,7 +172,7 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
     """
     from diffcodec import api, registry
     from diffcodec.files import read_bytes, write_bytes
-    from diffcodec.image import image_bytes
+    from diffcodec.image import image_bytes, not_kept
 
     content = read_bytes(source)
     loaded = registry.load_model(model) if model else None
@@ -176,7 +184,14 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
     target = output or source.with_suffix(".png")
     if output is None and target.exists():
         raise DataError(f"{target} exists; name the output with -o")
-    write_bytes(target, image_bytes(decoded.pixels, target.suffix))
+    written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
+    write_bytes(target, written)
+    if lost := not_kept(written, decoded.pixels, decoded.metadata):
+        click.echo(f"note: not in a {target.suffix} file: {', '.join(lost)}", err=True)
+    if decoded.exact and decoded.metadata_cut:
+        click.echo(
+            f"note: {source} ends before all of its EXIF and XMP; the pixels are exact", err=True
+        )
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
         click.echo(f"note: a {target.suffix} file does not keep every pixel", err=True)
     if decoded.float_arithmetic:
@@ -187,7 +202,7 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
     quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
-    result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
+    result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
     click.echo(f"{target}: {quality}, {result}")
 
 
