@@ -59,8 +59,8 @@ class Decoded:
     exact: verified equal to the original;
     t: timestep of the last whole layer (0: all); evaluations: of the network;
     float_arithmetic: only a machine like the writer's is sure to get this picture;
-    metadata: what the file has of it (EXIF and XMP come last, after all pixels; before that
-    EXIF says how to turn the picture and nothing else);
+    metadata: what arrived of them (EXIF, XMP and a large ICC profile come after all pixels;
+    before that EXIF says how to turn the picture and nothing else);
     metadata_cut: the file ends before all of the metadata that were encoded."""
 
     pixels: U8

@@ -21,7 +21,7 @@ from diffcodec.errors import DataError, FormatError
 U8 = NDArray[np.uint8]
 
 END, ALPHA, ICC, ORIENTATION, EXIF, XMP = range(6)
-FRONT, TRAILER = (ALPHA, ICC, ORIENTATION), (EXIF, XMP)
+FRONT, TRAILER = (ALPHA, ICC, ORIENTATION), (ICC, EXIF, XMP)
 """Kinds that a reader looks for in each block; it skips all others."""
 NAMES = {
     ALPHA: "transparency",

@@ -189,9 +189,7 @@ def decode(source: Path, output: Path | None, model: str | None, stop_t: int | N
     if lost := not_kept(written, decoded.pixels, decoded.metadata):
         click.echo(f"note: not in a {target.suffix} file: {', '.join(lost)}", err=True)
     if decoded.exact and decoded.metadata_cut:
-        click.echo(
-            f"note: {source} ends before all of its EXIF and XMP; the pixels are exact", err=True
-        )
+        click.echo(f"note: {source} ends inside its metadata; the pixels are exact", err=True)
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
         click.echo(f"note: a {target.suffix} file does not keep every pixel", err=True)
     if decoded.float_arithmetic:

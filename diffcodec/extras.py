@@ -1,7 +1,7 @@
 """What a picture has beside its colours ↔ the blocks of chunks of a file.
 
-Alpha, ICC profile and orientation come before the layers, so that every cut of the file has
-them; EXIF and XMP come last, so that they cost a cut nothing.
+Alpha and orientation come before the layers, so that every cut of the file has them; EXIF and
+XMP come last, so that they cost a cut nothing.  An ICC profile goes where its size is no burden.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from diffcodec.image import Metadata, Picture, orientation_exif
 
 U8 = NDArray[np.uint8]
 
+PROFILE_SHARE = 32
+"""Pixels for each byte of an ICC profile that comes before the layers: at most ¼ bpp.
+
+A profile can be larger than a small picture; in front it would leave nothing to cut.
+"""
 EXCESS = "there are bytes after the end of the picture; the file is damaged"
 
 
@@ -37,7 +42,9 @@ def _chunks(picture: Picture) -> tuple[list[Chunk], list[Chunk]]:
     if picture.alpha is not None:
         front.append(chunks.pack_alpha(picture.alpha))
     if metadata.icc:
-        front.append(chunks.pack_metadata(chunks.ICC, metadata.icc))
+        profile = chunks.pack_metadata(chunks.ICC, metadata.icc)
+        small = len(profile.payload) * PROFILE_SHARE <= picture.height * picture.width
+        (front if small else trailer).append(profile)
     if metadata.orientation != 1:
         front.append(chunks.pack_orientation(metadata.orientation))
     if metadata.exif:
@@ -85,13 +92,13 @@ def read_front(header: Header, content: bytes, start: int) -> Front:
 
 
 def read_trailer(content: bytes, place: int) -> tuple[dict[str, bytes], list[Chunk]]:
-    """(EXIF and XMP as fields of Metadata, the chunks they came from) at the end of the file.
+    """(what there is as fields of Metadata, the chunks it came from) at the end of the file.
 
     EOFError if the file ends before, FormatError if there is damage or something after them.
     """
     listed, end = chunks.read_block(content, place)
     found = chunks.find(listed, chunks.TRAILER)
-    fields = {chunks.EXIF: "exif", chunks.XMP: "xmp"}
+    fields = {chunks.ICC: "icc", chunks.EXIF: "exif", chunks.XMP: "xmp"}
     unpacked = {fields[kind]: chunks.unpack_metadata(chunk) for kind, chunk in found.items()}
     if end != len(content):
         raise FormatError(EXCESS)

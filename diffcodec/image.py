@@ -22,6 +22,8 @@ U8 = NDArray[np.uint8]
 
 ORIENTATION, XMP, BITS_PER_SAMPLE = 0x0112, 700, 258
 """Tags of TIFF and EXIF."""
+_SHORT = 3
+"""TIFF's number for integers of two bytes."""
 _TOLD = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
 """Tags of a TIFF file that tell of the picture, not of the file: description to copyright."""
 _TOLD_IFDS = (0x8769, 0x8825)
@@ -43,12 +45,17 @@ class Metadata:
     @property
     def orientation(self) -> int:
         """1…8, how EXIF says that the pixels are to be turned to be shown; 1: not at all."""
-        found: object = 1
-        with suppress(*_UNWRITABLE):  # EXIF is what cameras make of it; it is kept all the same
-            exif = Image.Exif()
-            exif.load(self.exif)
-            found = exif.get(ORIENTATION, 1)
-        return found if isinstance(found, int) and 1 <= found <= 8 else 1
+        body = self.exif.removeprefix(_PREFIX)
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
+        if order is None:
+            return 1
+        with suppress(struct.error):  # EXIF is kept even if it makes no sense
+            place = struct.unpack_from(f"{order}I", body, 4)[0]
+            for entry in range(struct.unpack_from(f"{order}H", body, place)[0]):
+                fields = struct.unpack_from(f"{order}HHIH", body, place + 2 + 12 * entry)
+                if fields[0] == ORIENTATION:
+                    return fields[3] if fields[1] == _SHORT and 1 <= fields[3] <= 8 else 1
+        return 1
 
     @property
     def info(self) -> dict[str, bytes]:
@@ -65,7 +72,7 @@ def orientation_exif(orientation: int) -> bytes:
     """EXIF that says nothing but an orientation, 1…8; empty for 1."""
     if orientation == 1:
         return b""
-    entry = struct.pack("<HHIHH", ORIENTATION, 3, 1, orientation, 0)
+    entry = struct.pack("<HHIHH", ORIENTATION, _SHORT, 1, orientation, 0)
     return _PREFIX + b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
 
 
