@@ -180,12 +180,14 @@ def _colour_key(image: Image.Image) -> tuple[int, ...] | None:
     key = image.info.get("transparency")
     if key is None or image.mode not in {"1", "L", "RGB"}:
         return None
-    if image.mode == "RGB":
-        return tuple(key)
+    if image.mode == "RGB" and isinstance(key, tuple | list) and len(key) == 3:
+        return tuple(int(level) for level in key)
+    if image.mode == "RGB" or not isinstance(key, int):
+        raise DataError("which colour is transparent cannot be told; convert to RGBA first")
     # PNG gives the key in samples; Pillow spreads samples of fewer bits over 0…255.
     args = [tile[3] for tile in getattr(image, "tile", [])]
     factor = 85 if "L;2" in args else 17 if "L;4" in args else 1
-    return (int(key) * factor,)
+    return (key * factor,)
 
 
 def _metadata(image: Image.Image) -> Metadata:

@@ -121,6 +121,14 @@ def test_a_transparent_colour_becomes_alpha() -> None:
     np.testing.assert_array_equal(masked, np.dstack([black, 255 - black]))
 
 
+@pytest.mark.parametrize(("mode", "key"), [("RGB", 0), ("RGB", (1, 2)), ("L", b"ab"), ("1", "0")])
+def test_a_transparent_colour_that_makes_no_sense_is_refused(mode: str, key: object) -> None:
+    image = Image.new(mode, (4, 4))
+    image.info["transparency"] = key
+    with pytest.raises(DataError, match="convert to RGBA"):
+        from_image(image)
+
+
 @pytest.mark.parametrize(("depth", "factor"), [(2, 85), (4, 17)])
 def test_a_transparent_sample_of_few_bits_is_found(depth: int, factor: int) -> None:
     """PNG names the colour in samples of its own depth; no levels but its samples are spread."""
