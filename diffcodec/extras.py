@@ -38,7 +38,9 @@ def pack(picture: Picture) -> tuple[bytes, bytes]:
 
 def _chunks(picture: Picture) -> tuple[list[Chunk], list[Chunk]]:
     """What comes before the layers and after them; DataError if it is too large."""
-    front, trailer, metadata = [], [], picture.metadata
+    front: list[Chunk] = []
+    trailer: list[Chunk] = []
+    metadata = picture.metadata
     if picture.alpha is not None:
         front.append(chunks.pack_alpha(picture.alpha))
     if metadata.icc:
