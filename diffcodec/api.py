@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec import container
+from diffcodec import chunks, container, extras
+from diffcodec.chunks import Chunk
 from diffcodec.codec import SentLayer, receive, send, strips
 from diffcodec.container import Header, Layer, LayerReader, Writer
 from diffcodec.errors import DataError, FormatError, ModelError
-from diffcodec.image import Picture, from_array, from_image, to_array
+from diffcodec.extras import EXCESS
+from diffcodec.image import (
+    Metadata,
+    Picture,
+    from_array,
+    from_image,
+    to_array,
+    to_image,
+)
 from diffcodec.model import Model
 from diffcodec.parallel import thread_map
 from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
@@ -30,12 +40,15 @@ Progress = Callable[[int, int], None]
 class Contents:
     """A file taken apart: whole layers in order, then possibly one that is cut.
 
-    complete: every layer of the picture is whole and nothing is wrong; damage: what is wrong
-    after ``layers``, in one line, or None.
+    header_size: of the header and the chunks after it, without which nothing can be shown;
+    chunks: these and those after the layers, if they are whole; complete: every layer of the
+    picture is whole, so is what comes after, and nothing is wrong; damage: what is wrong after
+    ``layers``, in one line, or None.
     """
 
     header: Header
     header_size: int
+    chunks: list[Chunk]
     layers: list[Layer]
     complete: bool
     damage: str | None
@@ -43,15 +56,30 @@ class Contents:
 
 @dataclass(frozen=True)
 class Decoded:
-    """pixels: uint8 [H, W, 3] or [H, W]; exact: verified equal to the original;
+    """pixels: uint8 [H, W, 3] or [H, W], with alpha [H, W, 4] or [H, W, 2], as they were encoded;
+    exact: verified equal to the original;
     t: timestep of the last whole layer (0: all); evaluations: of the network;
-    float_arithmetic: only a machine like the writer's is sure to get this picture."""
+    float_arithmetic: only a machine like the writer's is sure to get this picture;
+    metadata: what arrived of them (EXIF, XMP and a large ICC profile come after all pixels;
+    before that EXIF says how to turn the picture and nothing else);
+    metadata_cut: the file ends before all of the metadata that were encoded."""
 
     pixels: U8
     exact: bool
     t: int
     evaluations: int
     float_arithmetic: bool
+    metadata: Metadata = field(default_factory=Metadata)
+    metadata_cut: bool = False
+
+    @property
+    def colours(self) -> int:
+        """Colour values of a pixel, 1 or 3; transparency does not count."""
+        return 3 if self.pixels.ndim == 3 and self.pixels.shape[2] >= 3 else 1
+
+    def to_image(self) -> Image.Image:
+        """A Pillow image of mode L, LA, RGB or RGBA, with the metadata in its ``info``."""
+        return to_image(self.pixels, self.metadata)
 
 
 def encode(
@@ -68,6 +96,8 @@ def encode(
 ) -> bytes:
     """Encode one picture; lossless unless ``stop_t`` or ``max_bytes`` limits it.
 
+    picture: an array is uint8 [H, W] or [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]; of a
+    Pillow image ICC profile, EXIF and XMP are kept (``Picture.without_metadata`` drops them);
     effort: 1…9; stop_t: no layer finer than the smallest coded timestep ≥ stop_t is written;
     max_bytes: the file is cut there; plan: overrides the effort's (an exact model knows the
     timesteps of the numbered plans only); progress and watch are
@@ -83,6 +113,7 @@ def encode(
     model = model or default_model()
     number, survivors = EFFORTS[effort]
     plan = plan or PLANS[number]
+    front, trailer = extras.pack(picture)
     header = Header(
         width=picture.width,
         height=picture.height,
@@ -92,10 +123,13 @@ def encode(
         seed=seed,
         model="" if is_shipped(model) else model.name,
         float_arithmetic=not model.exact,
+        chunks=bool(front),
+        trailer=bool(trailer),
+        planes=picture.planes,
     )
-    check_size(header, max_bytes)
+    check_size(header, max_bytes, front)
     model.check_plan(plan)
-    writer = Writer(header)
+    writer = Writer(header, front)
     settings = _settings(header)
     rows = strips(picture.height)
     total = len(plan.steps) + len(rows)
@@ -119,6 +153,8 @@ def encode(
             progress(count + 1, total)
         if (max_bytes and writer.size >= max_bytes) or (stop_t and not pending and layer.b <= last):
             break
+    else:
+        writer.add_trailer(trailer)
     return writer.getvalue()[:max_bytes]
 
 
@@ -167,17 +203,25 @@ def decode(
     """
     header, start = container.read_header(content)
     model = _model_for(header, model)
-    reader = LayerReader(content, start, header)
+    front = extras.read_front(header, content, start)
+    reader = LayerReader(content, front.end, header)
     shown = receive(model, reader, _settings(header), stop_t=stop_t)
     _verify(header, reader, shown.levels)
-    if shown.t == 0 and not reader.at_end:
-        raise FormatError("there are bytes after the end of the picture; the file is damaged")
+    metadata, cut = front.metadata, header.trailer
+    if shown.t == 0 and not header.trailer and not reader.at_end:
+        raise FormatError(EXCESS)
+    if shown.t == 0 and header.trailer:
+        with suppress(EOFError):
+            metadata = replace(metadata, **extras.read_trailer(content, reader.place)[0])
+            cut = False
     return Decoded(
-        pixels=to_array(shown.levels, header.grey),
+        pixels=to_array(shown.levels, header.grey and not header.planes, front.alpha),
         exact=shown.t == 0,
         t=shown.t,
         evaluations=shown.evaluations,
         float_arithmetic=header.float_arithmetic,
+        metadata=metadata,
+        metadata_cut=cut,
     )
 
 
@@ -207,7 +251,8 @@ def parse(content: bytes, model: Model | None = None) -> Contents:
     FormatError for an unusable header, ModelError if the model is needed and absent.
     """
     header, start = container.read_header(content)
-    reader = LayerReader(content, start, header)
+    front = extras.read_front(header, content, start)
+    reader = LayerReader(content, front.end, header)
     decoder = None if header.has_lengths else _model_for(header, model)
     damage = None
     try:
@@ -223,9 +268,17 @@ def parse(content: bytes, model: Model | None = None) -> Contents:
     layers = reader.layers
     expected = len(header.plan.layers) + len(strips(header.height))
     complete = damage is None and len(layers) == expected and layers[-1].whole
-    if complete and not reader.at_end:
-        complete, damage = False, "there are bytes after the end of the picture"
-    return Contents(header, start, layers, complete, damage)
+    listed = front.chunks
+    try:
+        if complete and header.trailer:
+            listed = listed + extras.read_trailer(content, reader.place)[1]
+        elif complete and not reader.at_end:
+            raise FormatError(EXCESS)
+    except EOFError:
+        complete = False
+    except FormatError as e:
+        complete, damage = False, str(e)
+    return Contents(header, front.end, listed, layers, complete, damage)
 
 
 def _skim(reader: LayerReader, header: Header) -> None:
@@ -254,10 +307,11 @@ def truncate(
     """A shorter file of the same picture: a copy of its first bytes.
 
     stop_t: keep the layers down to the smallest coded timestep ≥ stop_t; model: as in
-    :func:`parse`.  Raises FormatError when less than the header would be left or a layer to
-    keep is damaged.
+    :func:`parse`.  Raises FormatError when less than the header, and what must come with it,
+    would be left or a layer to keep is damaged.
     """
     header, start = container.read_header(content)
+    _, start = extras.front_chunks(header, content, start)
     end = len(content)
     if stop_t:
         contents = parse(content, model)
@@ -270,15 +324,23 @@ def truncate(
     if max_bytes is not None:
         end = min(end, max_bytes)
     if end < start:
-        raise FormatError(f"{end} bytes do not even hold the header; keep at least {start}")
+        raise FormatError(
+            f"{end} bytes do not even hold the header{_and_front(header)}; keep at least {start}"
+        )
     return content[:end]
 
 
-def check_size(header: Header, max_bytes: int | None) -> None:
-    """FormatError if a size limit leaves no room for the header."""
-    size = len(header.encode())
+def check_size(header: Header, max_bytes: int | None, front: bytes = b"") -> None:
+    """FormatError if a size limit leaves no room for the header and the chunks after it."""
+    size = len(header.encode()) + len(front)
     if max_bytes is not None and max_bytes < size:
-        raise FormatError(f"{max_bytes} bytes do not even hold the header of {size} bytes")
+        raise FormatError(
+            f"{max_bytes} bytes do not even hold the header{_and_front(header)} of {size} bytes"
+        )
+
+
+def _and_front(header: Header) -> str:
+    return " with transparency, colour profile and orientation" if header.chunks else ""
 
 
 def _settings(header: Header) -> Settings:
@@ -318,6 +380,10 @@ def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
         model, contents = None, parse(content)
     area = header.width * header.height
     ends = [layer[-1][1] for layer in plan.layers]
+    kinds = {"alpha": chunks.ALPHA, "icc": chunks.ICC, "exif": chunks.EXIF, "xmp": chunks.XMP}
+    # Transparency by what it takes in the file; metadata by what the user gets.
+    sizes = {c.kind: c.size for c in contents.chunks}
+    sizes |= {c.kind: len(c.payload) for c in contents.chunks if c.kind == chunks.ALPHA}
     rows = []
     for number, layer in enumerate(contents.layers):
         t = ends[number] if number < len(ends) else 0
@@ -334,7 +400,9 @@ def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
     return {
         "width": header.width,
         "height": header.height,
-        "colour": "grey" if header.grey else "RGB",
+        "colour": _colour(header),
+        **{f"{key}_bytes": sizes.get(kind) for key, kind in kinds.items()},
+        "metadata": ("whole" if contents.complete else "not whole") if header.trailer else None,
         "model": header.model or (model.name if model else "not installed"),
         "fingerprint": header.fingerprint.hex(),
         "arithmetic": "float (decodes on like machines only)"
@@ -349,6 +417,12 @@ def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
         "damage": contents.damage,
         "layers": rows,
     }
+
+
+def _colour(header: Header) -> str:
+    if header.planes:
+        return "RGB, all of it grey"
+    return "grey" if header.grey else "RGB"
 
 
 def _noise_levels(model: Model | None, t: int) -> float | None:

@@ -204,6 +204,7 @@ class EncodeSettings:
     help="More effort: smaller files, slower encoding; decoding stays as fast.",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+@click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
 @_many_options
 def encode(
     sources: tuple[Path, ...],
@@ -214,6 +215,7 @@ def encode(
     max_bytes: int | None,
     effort: int,
     seed: int,
+    strip: bool,
     jobs: int,
     force: bool,
 ) -> None:
@@ -255,8 +257,16 @@ def _encode_file(
     from diffcodec.image import read_image
 
     picture = read_image(source)
+    if settings.strip:
+        picture = picture.without_metadata()
     area = picture.width * picture.height
     loaded = registry.load_model(settings.model)
+    notes = []
+    if picture.source in {"JPEG", "MPO"}:
+        notes.append(
+            "note: the pixels of a JPEG file are coded: a lossless file can be larger than it, "
+            "and gives back the pixels, not the JPEG file"
+        )
     begun = time.perf_counter()
     content = api.encode(
         picture,
@@ -268,10 +278,9 @@ def _encode_file(
         progress=progress,
     )
     write_bytes(target, content)
-    values = area * (1 if picture.grey else 3)
+    values = area * picture.colours
     result = _result(len(content), area, values, time.perf_counter() - begun)
-    notes = (f"note: not stored: {', '.join(picture.dropped)}",) if picture.dropped else ()
-    return Result(f"{target}: {result}", len(content), area, notes)
+    return Result(f"{target}: {result}", len(content), area, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -327,7 +336,7 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
     """Decode one file; DiffcodecError when that is impossible."""
     from diffcodec import api, registry
     from diffcodec.files import read_bytes, write_bytes
-    from diffcodec.image import image_bytes
+    from diffcodec.image import image_bytes, not_kept
 
     content = read_bytes(source)
     loaded = registry.load_model(settings.model) if settings.model else None
@@ -338,8 +347,13 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
         raise type(e)(f"{source}: {e}") from None
     if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
-    write_bytes(target, image_bytes(decoded.pixels, target.suffix))
     notes = []
+    written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
+    write_bytes(target, written)
+    if lost := not_kept(written, decoded.pixels, decoded.metadata):
+        notes.append(f"note: not in a {target.suffix} file: {', '.join(lost)}")
+    if decoded.exact and decoded.metadata_cut:
+        notes.append(f"note: {source} ends inside its metadata; the pixels are exact")
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
         notes.append(f"note: a {target.suffix} file does not keep every pixel")
     if decoded.float_arithmetic:
@@ -349,7 +363,7 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
     quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
-    result = _result(len(content), area, decoded.pixels.size, time.perf_counter() - begun)
+    result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
     return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
 
 

@@ -18,6 +18,7 @@ MAGIC = b"\xddC"
 VERSION = 1
 FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
+OPTION_CHUNKS, OPTION_TRAILER, OPTION_PLANES, OPTION_UNKNOWN = 16, 32, 64, 128
 """What differs from the default costs a byte of options and its own; the default costs none."""
 
 DEFAULT_PLAN = 0
@@ -40,7 +41,8 @@ class Header:
 
     model: name, empty for a model shipped with diffcodec (its fingerprint finds it);
     float_arithmetic: the network was evaluated in floating point, so that only a machine like
-    the writer's decodes the file.
+    the writer's decodes the file; chunks, trailer: blocks of chunks come before the first layer,
+    after the last one; planes: the one plane of a grey picture is to be shown as three.
     """
 
     width: int
@@ -51,6 +53,9 @@ class Header:
     seed: int = 0
     model: str = ""
     float_arithmetic: bool = False
+    chunks: bool = False
+    trailer: bool = False
+    planes: bool = False
 
     @property
     def has_lengths(self) -> bool:
@@ -67,8 +72,12 @@ class Header:
             raise FormatError(f"{self.width}x{self.height} is more than {MAX_PIXELS} pixels")
         if not 0 <= self.seed <= MAX_SEED or len(name) > 255:
             raise FormatError("seed or model name is out of range")
+        if self.planes and not self.grey:
+            raise FormatError("only a grey picture has one plane to be shown as three")
         options = OPTION_PLAN * (number != DEFAULT_PLAN) | OPTION_SEED * bool(self.seed)
         options |= OPTION_FLOAT * self.float_arithmetic | OPTION_NAME * bool(name)
+        options |= OPTION_CHUNKS * self.chunks | OPTION_TRAILER * self.trailer
+        options |= OPTION_PLANES * self.planes
         square = self.width == self.height
         flags = FLAG_SQUARE * square | FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
         out = bytearray(MAGIC)
@@ -129,7 +138,8 @@ def read_header(content: bytes) -> tuple[Header, int]:
             f"written in version {first >> 4} of the format; this program reads version {VERSION}"
         )
     options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
-    if first & 8 or options >> 4:
+    grey, planes = bool(first & FLAG_GREY), bool(options & OPTION_PLANES)
+    if first & 8 or options & OPTION_UNKNOWN or (planes and not grey):
         raise FormatError("the header is damaged or asks for more than this version knows")
     width = cursor.varint(1, MAX_SIDE, "the width")
     height = width if first & FLAG_SQUARE else cursor.varint(1, MAX_SIDE, "the height")
@@ -153,10 +163,13 @@ def read_header(content: bytes) -> tuple[Header, int]:
         height,
         fingerprint,
         plan,
-        grey=bool(first & FLAG_GREY),
+        grey=grey,
         seed=seed,
         model=model,
         float_arithmetic=bool(options & OPTION_FLOAT),
+        chunks=bool(options & OPTION_CHUNKS),
+        trailer=bool(options & OPTION_TRAILER),
+        planes=planes,
     )
     return header, cursor.place
 
@@ -194,10 +207,10 @@ class Layer:
 
 
 class Writer:
-    """Appends layers to a header."""
+    """Appends layers to a header and to what comes between them (``front``)."""
 
-    def __init__(self, header: Header) -> None:
-        self._out = bytearray(header.encode())
+    def __init__(self, header: Header, front: bytes = b"") -> None:
+        self._out = bytearray(header.encode() + front)
         self._lengths = header.has_lengths
 
     @property
@@ -213,6 +226,10 @@ class Writer:
     def add_strip(self, code: bytes, pixels: bytes) -> None:
         """A strip of the final layer: length, CRC-32 of its pixels, payload."""
         self._out += encode_varint(len(code)) + pixel_check(pixels).to_bytes(4, "big") + code
+
+    def add_trailer(self, trailer: bytes) -> None:
+        """What comes after the last strip."""
+        self._out += trailer
 
     def getvalue(self) -> bytes:
         return bytes(self._out)

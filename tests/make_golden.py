@@ -2,14 +2,15 @@
 
     python tests/make_golden.py
 
-Run it only when the version of the format is raised: these files must decode to the same
-pixels for ever.  What an encoder writes is its own business, so files are not compared.
+It adds what is missing and changes nothing else: these files must decode to the same pixels for
+ever.  What an encoder writes is its own business, so files are not compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 import diffcodec
 from diffcodec.calibrate import exact_tensors
 from diffcodec.container import read_header
+from diffcodec.image import Metadata, Picture, from_array, orientation_exif
 from diffcodec.model import EXACT, Model, read_model, save_exact
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,6 +56,25 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
     }
 
 
+def kinds() -> dict[str, Picture]:
+    """Name → a picture with transparency or metadata; between them they use all of the format."""
+    y, x = np.mgrid[:24, :30]
+    shade = (6 * x + 4 * y).astype(np.uint8)
+    soft = np.clip(300 - 12 * np.hypot(x - 9, y - 7), 0, 255).astype(np.uint8)
+    mask = np.where(np.hypot(x - 15, y - 12) < 9, 255, 0).astype(np.uint8)
+    exif = orientation_exif(6)
+    metadata = Metadata(b"a colour profile", exif, "<x>é</x>".encode())
+    return {
+        "alpha": from_array(np.dstack([shade, 255 - shade, soft // 2, soft])),
+        "alpha-mask": replace(from_array(np.dstack([shade, mask])), metadata=Metadata(exif=exif)),
+        "alpha-planes": replace(
+            from_array(np.dstack([shade, shade, shade, np.full_like(shade, 99)])),
+            metadata=metadata,
+        ),
+        "planes": from_array(np.dstack([shade] * 3)),
+    }
+
+
 def digest(decoded: diffcodec.Decoded) -> str:
     """SHA-256 of a decoded picture's shape, timestep and pixels, 16 digits of it."""
     head = f"{decoded.pixels.shape} {decoded.t} {decoded.exact} ".encode()
@@ -73,15 +94,22 @@ def digests(content: bytes, model: Model) -> dict[str, str]:
 
 
 def main() -> None:
-    model = make_model(GOLDEN / "model")
-    known = {}
+    folder = GOLDEN / "model"
+    model = read_model(folder) if folder.exists() else make_model(folder)
+    digest_path = GOLDEN / "digests.json"
+    known = json.loads(digest_path.read_text()) if digest_path.exists() else {}
     for name, (pixels, options) in pictures().items():
-        content = diffcodec.encode(pixels, model=model, effort=2, **options)  # type: ignore[arg-type]
-        assert np.array_equal(diffcodec.decode(content, model=model).pixels, pixels)
-        (GOLDEN / f"{name}.ddc").write_bytes(content)
-        known[name] = digests(content, model)
-    (GOLDEN / "digests.json").write_text(json.dumps(known, indent=2) + "\n")
-    print(f"{GOLDEN}: {len(known)} files, model {model.fingerprint.hex()}")
+        if name not in known:
+            content = diffcodec.encode(pixels, model=model, effort=2, **options)  # type: ignore[arg-type]
+            assert np.array_equal(diffcodec.decode(content, model=model).pixels, pixels)
+            (GOLDEN / f"{name}.ddc").write_bytes(content)
+            known[name] = digests(content, model)
+    digest_path.write_text(json.dumps(known, indent=2) + "\n")
+    for name, picture in kinds().items():
+        path = GOLDEN / f"{name}.ddc"
+        if not path.exists():
+            path.write_bytes(diffcodec.encode(picture, model=model, effort=2))
+    print(f"{GOLDEN}: {len(known) + len(kinds())} files, model {model.fingerprint.hex()}")
 
 
 if __name__ == "__main__":

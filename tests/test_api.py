@@ -115,12 +115,12 @@ def test_progress_and_watch_follow_the_layers(pixels: U8, tiny: Model) -> None:
     "bad",
     [
         np.zeros((4, 4, 3)),
-        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((4, 4, 3), np.uint16),
     ],
-    ids=["float", "four channels", "empty", "one axis", "16 bits"],
+    ids=["float", "five channels", "empty", "one axis", "16 bits"],
 )
 def test_arrays_that_are_no_pictures_are_refused(bad: NDArray[np.generic], tiny: Model) -> None:
     with pytest.raises(DataError):

@@ -47,7 +47,9 @@ headers = st.builds(
     seed=st.integers(0, MAX_SEED),
     model=st.text(max_size=60),
     float_arithmetic=st.booleans(),
-)
+    chunks=st.booleans(),
+    trailer=st.booleans(),
+).flatmap(lambda h: st.sampled_from([h, replace(h, grey=True, planes=True)]))
 
 
 @given(headers, st.binary(max_size=8))
@@ -80,6 +82,12 @@ def test_golden_header() -> None:
             "03" + "6ec3a9"
         )
     )
+
+
+def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
+    options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
+    assert len(options.encode()) == len(PLAIN.encode()) + 1
+    assert options.encode()[2:4].hex() == "1770"  # version 1, flags square, grey, options
 
 
 @given(headers)
@@ -127,7 +135,8 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (MAGIC + b"\x20", "version 2"),
         (MAGIC + b"\x00", "version 0"),
         (MAGIC + b"\x18", "more than this version knows"),
-        (MAGIC + b"\x14\x10", "more than this version knows"),
+        (MAGIC + b"\x14\x80", "more than this version knows"),
+        (MAGIC + b"\x14\x40", "more than this version knows"),  # one plane for three, not grey
         (MAGIC + b"\x10\x00", "width is 0"),
         (MAGIC + b"\x10\x01\x00", "height is 0"),
         (MAGIC + b"\x10\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
@@ -191,6 +200,7 @@ def test_pictures_too_large_for_memory_are_refused() -> None:
         Header(1, 1, FINGERPRINT, PLAN, seed=-1),
         Header(1, 1, FINGERPRINT, PLAN, seed=MAX_SEED + 1),
         Header(1, 1, FINGERPRINT, PLAN, model="n" * 256),
+        Header(1, 1, FINGERPRINT, PLAN, planes=True),
     ],
 )
 def test_headers_that_cannot_be_read_are_not_written(header: Header) -> None:
