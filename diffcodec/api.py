@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,13 +27,15 @@ from diffcodec.image import (
 )
 from diffcodec.model import Model
 from diffcodec.parallel import thread_map
-from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
+from diffcodec.plans import EFFORTS, Plan, default_effort
+from diffcodec.quality import psnr
 from diffcodec.registry import default_model, find_model, is_shipped
+from diffcodec.render import RENDERS, mean
 from diffcodec.steps import Settings
 
 U8 = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
-"""Called with (layers done, layers in all)."""
+"""Called with (parts of the work done, parts in all)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Decoded:
         """Colour values of a pixel, 1 or 3; transparency does not count."""
         return 3 if self.pixels.ndim == 3 and self.pixels.shape[2] >= 3 else 1
 
+    @property
+    def colour_values(self) -> U8:
+        """``pixels`` without transparency, [H, W] or [H, W, 3]."""
+        if self.pixels.ndim == 2:
+            return self.pixels
+        return self.pixels[..., :3] if self.colours == 3 else self.pixels[..., 0]
+
     def to_image(self) -> Image.Image:
         """A Pillow image of mode L, LA, RGB or RGBA, with the metadata in its ``info``."""
         return to_image(self.pixels, self.metadata)
@@ -86,35 +95,76 @@ def encode(
     picture: Picture | Image.Image | NDArray[Any],
     *,
     model: Model | None = None,
-    effort: int = DEFAULT_EFFORT,
+    effort: int | None = None,
     seed: int = 0,
     stop_t: int = 0,
     max_bytes: int | None = None,
+    target_psnr: float | None = None,
     plan: Plan | None = None,
     progress: Progress | None = None,
     watch: Callable[[SentLayer], None] | None = None,
 ) -> bytes:
-    """Encode one picture; lossless unless ``stop_t`` or ``max_bytes`` limits it.
+    """Encode one picture; lossless unless ``stop_t``, ``max_bytes`` or ``target_psnr`` limits it.
 
     picture: an array is uint8 [H, W] or [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]; of a
     Pillow image ICC profile, EXIF and XMP are kept (``Picture.without_metadata`` drops them);
-    effort: 1…9; stop_t: no layer finer than the smallest coded timestep ≥ stop_t is written;
-    max_bytes: the file is cut there; plan: overrides the effort's (an exact model knows the
-    timesteps of the numbered plans only); progress and watch are
-    called after every layer.  Raises DataError, FormatError or ModelError.
+    model, effort (1…9): by default what suits the picture's size; stop_t: no layer finer than
+    the smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
+    target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
+    plan: instead of the model's (an exact model knows the timesteps of its own plan only);
+    watch is called after every step and strip.  Raises DataError, FormatError or ModelError.
     """
-    if not isinstance(picture, Picture):
-        if isinstance(picture, Image.Image):
-            picture = from_image(picture)
-        else:
-            picture = from_array(np.asarray(picture))
+    picture = _picture(picture)
+    area = picture.width * picture.height
+    effort = default_effort(area) if effort is None else effort
     if effort not in EFFORTS:
         raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
-    model = model or default_model()
-    number, survivors = EFFORTS[effort]
-    plan = plan or PLANS[number]
+    model = model or default_model(area)
     front, trailer = extras.pack(picture)
-    header = Header(
+    header = _header(picture, model, plan or model.plan, seed, bool(front), bool(trailer))
+    check_size(header, max_bytes, front)
+    model.check_plan(header.plan)
+    writer, settings = Writer(header, front), _settings(header)
+    rows = strips(picture.height)
+    pulse = _Pulse(progress, len(header.plan.steps) * len(settings.groups) + len(rows))
+    last = smallest_coded(header.plan, stop_t)
+    if last == header.plan.timesteps[0]:
+        return writer.getvalue()
+    start, strip = writer.size, 0  # of the layer that comes next
+    sent = send(model, picture.levels, settings, EFFORTS[effort], pulse)
+    for layer in _whole_layers(sent, header.plan, watch):
+        if layer.b:
+            start = writer.size
+            writer.add_layer(layer.code, layer.check)
+        else:
+            pixels = _pixel_bytes(picture.levels[:, rows[strip]], picture.grey)
+            start = start if strip else writer.size
+            writer.add_strip(layer.code, pixels)
+            strip += 1
+        if (max_bytes and writer.size >= max_bytes) or (stop_t and layer.b <= last):
+            break
+        if target_psnr and layer.b and _reaches(target_psnr, model, layer, settings, picture):
+            break
+    else:
+        writer.add_trailer(trailer)
+    content = writer.getvalue()[:max_bytes]
+    if target_psnr is None:
+        return content
+    return _just_enough(content, start, target_psnr, picture, model)
+
+
+def _picture(picture: Picture | Image.Image | NDArray[Any]) -> Picture:
+    if isinstance(picture, Picture):
+        return picture
+    if isinstance(picture, Image.Image):
+        return from_image(picture)
+    return from_array(np.asarray(picture))
+
+
+def _header(
+    picture: Picture, model: Model, plan: Plan, seed: int, chunks: bool, trailer: bool
+) -> Header:
+    return Header(
         width=picture.width,
         height=picture.height,
         fingerprint=model.fingerprint,
@@ -123,53 +173,78 @@ def encode(
         seed=seed,
         model="" if is_shipped(model) else model.name,
         float_arithmetic=not model.exact,
-        chunks=bool(front),
-        trailer=bool(trailer),
+        chunks=chunks,
+        trailer=trailer,
         planes=picture.planes,
     )
-    check_size(header, max_bytes, front)
-    model.check_plan(plan)
-    writer = Writer(header, front)
-    settings = _settings(header)
-    rows = strips(picture.height)
-    total = len(plan.steps) + len(rows)
-    ends = {layer[-1][1] for layer in plan.layers}
-    last = smallest_coded(plan, stop_t)
-    if last == plan.timesteps[0]:
-        return writer.getvalue()
-    pending = b""  # steps of a layer that is not finished yet
-    for count, layer in enumerate(send(model, picture.levels, settings, survivors)):
-        if count < len(plan.steps):
-            pending += layer.code
-            if layer.b in ends:
-                writer.add_layer(pending, layer.check)
-                pending = b""
-        else:
-            own = rows[count - len(plan.steps)]
-            writer.add_strip(layer.code, _pixel_bytes(picture.levels[:, own], picture.grey))
+
+
+class _Pulse:
+    """Counts parts of the work and tells ``progress``."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def _whole_layers(
+    sent: Iterator[SentLayer], plan: Plan, watch: Callable[[SentLayer], None] | None
+) -> Iterator[SentLayer]:
+    """The steps that share a layer of the file put together."""
+    ends = {layer[-1][1] for layer in plan.layers} | {0}
+    pending = b""
+    for layer in sent:
         if watch:
             watch(layer)
-        if progress:
-            progress(count + 1, total)
-        if (max_bytes and writer.size >= max_bytes) or (stop_t and not pending and layer.b <= last):
-            break
-    else:
-        writer.add_trailer(trailer)
-    return writer.getvalue()[:max_bytes]
+        pending += layer.code
+        if layer.b in ends:
+            yield replace(layer, code=pending)
+            pending = b""
+
+
+def _reaches(
+    target: float, model: Model, layer: SentLayer, settings: Settings, picture: Picture
+) -> bool:
+    """Whether the picture shown after ``layer`` has this PSNR."""
+    shown, _ = mean(model, layer.x, layer.b, settings)
+    return psnr(shown, picture.levels) >= target
+
+
+def _just_enough(
+    content: bytes, start: int, target: float, picture: Picture, model: Model
+) -> bytes:
+    """The smallest prefix, not smaller than ``start``, with this PSNR; all if none has it."""
+    colours = to_array(picture.levels, picture.grey and not picture.planes)
+
+    def reaches(size: int) -> bool:
+        shown = decode(content[:size], model=model)
+        return psnr(shown.colour_values, colours) >= target
+
+    low, high = start, len(content)
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        if reaches(middle):
+            high = middle
+        else:
+            low = middle
+    return content[:high]
 
 
 def encode_batch(
     pictures: Sequence[Picture | Image.Image | NDArray[Any]],
     *,
     model: Model | None = None,
-    effort: int = DEFAULT_EFFORT,
+    effort: int | None = None,
     seed: int = 0,
 ) -> list[bytes]:
     """Encode several pictures losslessly, on all cores; the same bytes as one by one."""
-    loaded = model or default_model()
 
     def work(number: int) -> bytes:
-        return encode(pictures[number], model=loaded, effort=effort, seed=seed)
+        return encode(pictures[number], model=model, effort=effort, seed=seed)
 
     return thread_map(work, len(pictures))
 
@@ -195,17 +270,24 @@ def decode(
     *,
     stop_t: int = 0,
     model: Model | None = None,
+    recon: str = "mean",
+    seed: int = 0,
 ) -> Decoded:
     """Decode whatever ``content`` holds, down to timestep ``stop_t``; exact if it is complete.
 
-    model: use this one instead of looking it up by the file's fingerprint.  Raises FormatError
-    for damage (also when the verified pixels differ), ModelError if the model is absent.
+    model: use this one instead of looking it up by the file's fingerprint; recon: how a lossy
+    picture is made of the last state, "mean", "sample" (with ``seed``) or "flow", see
+    diffcodec.render.  Raises DataError for another recon, FormatError for damage (also when the
+    verified pixels differ), ModelError if the model is absent.
     """
+    if recon not in RENDERS:
+        raise DataError(f"recon must be one of {', '.join(RENDERS)}, not '{recon}'")
     header, start = container.read_header(content)
     model = _model_for(header, model)
     front = extras.read_front(header, content, start)
     reader = LayerReader(content, front.end, header)
-    shown = receive(model, reader, _settings(header), stop_t=stop_t)
+    render = RENDERS[recon](seed)
+    shown = receive(model, reader, _settings(header), stop_t=stop_t, render=render)
     _verify(header, reader, shown.levels)
     metadata, cut = front.metadata, header.trailer
     if shown.t == 0 and not header.trailer and not reader.at_end:

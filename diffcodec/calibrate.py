@@ -10,18 +10,17 @@ from torch import Tensor
 from diffcodec.exact import X_UNIT, quantize
 from diffcodec.final_layer import fit_neighbours
 from diffcodec.model import NEIGHBOURS, Model
-from diffcodec.plans import PLANS
 from diffcodec.reverse import evaluate, final_distribution
 
 U8 = NDArray[np.uint8]
 
 
 def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
-    """The integer network for all numbered plans and the final layer's weights of neighbours.
+    """The integer network for the model's plan and the final layer's weights of neighbours.
 
     images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.
     """
-    timesteps = sorted({t for plan in PLANS.values() for t in plan.timesteps}, reverse=True)
+    timesteps = list(model.plan.timesteps)
     generator = torch.Generator().manual_seed(seed)
     tensors = quantize(
         model.network, model.schedule, timesteps, torch.from_numpy(images), generator

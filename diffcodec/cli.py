@@ -19,10 +19,10 @@ import click
 from tqdm import tqdm
 
 from diffcodec import __version__
-from diffcodec.batch import Outcome, Result, Worker, collect, is_many, make_folder, run_jobs
 from diffcodec.allocator import keep_freed_memory
+from diffcodec.batch import Outcome, Result, Worker, collect, is_many, make_folder, run_jobs
 from diffcodec.errors import DataError, DiffcodecError, FormatError
-from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
+from diffcodec.plans import EFFORTS, PLANS, default_effort
 
 PATH = click.Path(path_type=Path)
 T = click.IntRange(1, 1000)
@@ -179,12 +179,14 @@ def _many_options(command: Callable[..., None]) -> Callable[..., None]:
 class EncodeSettings:
     """The options of ``encode`` that shape a file."""
 
-    model: str
+    model: str | None
     stop_t: int | None
     bpp: float | None
     max_bytes: int | None
-    effort: int
+    target_psnr: float | None
+    effort: int | None
     seed: int
+    strip: bool
 
 
 @main.command()
@@ -196,12 +198,12 @@ class EncodeSettings:
 @click.option("--stop-t", type=T, help="No layer finer than timestep T.")
 @click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Limit in bits per pixel.")
 @click.option("--max-bytes", type=click.IntRange(1), help="Limit in bytes.")
+@click.option("--target-psnr", type=click.FloatRange(0, 99), help="Just good enough for this, dB.")
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    default=DEFAULT_EFFORT,
-    show_default=True,
-    help="More effort: smaller files, slower encoding; decoding stays as fast.",
+    help="More effort: smaller files, slower encoding, decoding as fast.  "
+    "[default: 5 up to 64×64 pixels, else 3]",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
 @click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
@@ -213,7 +215,8 @@ def encode(
     stop_t: int | None,
     bpp: float | None,
     max_bytes: int | None,
-    effort: int,
+    target_psnr: float | None,
+    effort: int | None,
     seed: int,
     strip: bool,
     jobs: int,
@@ -235,9 +238,10 @@ def encode(
     from diffcodec.data import IMAGE_SUFFIXES
 
     _limit(bpp, max_bytes, 1)  # impossible for every picture?
-    settings = EncodeSettings(model or registry.DEFAULT, stop_t, bpp, max_bytes, effort, seed)
+    settings = EncodeSettings(model, stop_t, bpp, max_bytes, target_psnr, effort, seed, strip)
     if is_many(sources):
-        registry.load_model(settings.model)  # what is wrong with it is wrong with every file
+        if model:
+            registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_encode_file, settings=settings)
         _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
         return
@@ -260,7 +264,7 @@ def _encode_file(
     if settings.strip:
         picture = picture.without_metadata()
     area = picture.width * picture.height
-    loaded = registry.load_model(settings.model)
+    loaded = registry.load_model(settings.model) if settings.model else None
     notes = []
     if picture.source in {"JPEG", "MPO"}:
         notes.append(
@@ -275,6 +279,7 @@ def _encode_file(
         seed=settings.seed,
         stop_t=settings.stop_t or 0,
         max_bytes=_limit(settings.bpp, settings.max_bytes, area),
+        target_psnr=settings.target_psnr,
         progress=progress,
     )
     write_bytes(target, content)
@@ -289,6 +294,9 @@ class DecodeSettings:
 
     model: str | None
     stop_t: int | None
+    max_bytes: int | None
+    recon: str
+    seed: int
     overwrite: bool
 
 
@@ -299,12 +307,25 @@ class DecodeSettings:
 )
 @click.option("--model", help="Model folder, for files of a model that is not shipped.")
 @click.option("--stop-t", type=T, help="Stop at the smallest coded timestep >= T.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Use only the file's first bytes.")
+@click.option(
+    "--recon",
+    type=click.Choice(["mean", "sample", "flow"]),
+    default="mean",
+    show_default=True,
+    help="What to show of a lossy picture: the least error, a realistic guess (sample), or "
+    "the most likely way on (flow).",
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, help="Of --recon sample.")
 @_many_options
 def decode(
     sources: tuple[Path, ...],
     output: Path | None,
     model: str | None,
     stop_t: int | None,
+    max_bytes: int | None,
+    recon: str,
+    seed: int,
     jobs: int,
     force: bool,
 ) -> None:
@@ -316,19 +337,21 @@ def decode(
     \b
     diffcodec decode photo.ddc
     diffcodec decode photo.ddc -o preview.png --stop-t 200
+    diffcodec decode photo.ddc -o guess.png --max-bytes 5000 --recon sample
     diffcodec decode encoded -o pictures --jobs 4
     """
     from diffcodec import registry
 
     if is_many(sources):
-        settings = DecodeSettings(model, stop_t, overwrite=True)
+        settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_decode_file, settings=settings)
         _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
         return
     target = output or sources[0].with_suffix(".png")
-    settings = DecodeSettings(model, stop_t, overwrite=force or output is not None)
+    overwrite = force or output is not None
+    settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
     _show(_decode_file(sources[0], target, settings))
 
 
@@ -338,11 +361,17 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
     from diffcodec.files import read_bytes, write_bytes
     from diffcodec.image import image_bytes, not_kept
 
-    content = read_bytes(source)
+    content = read_bytes(source)[: settings.max_bytes]
     loaded = registry.load_model(settings.model) if settings.model else None
     begun = time.perf_counter()
     try:
-        decoded = api.decode(content, stop_t=settings.stop_t or 0, model=loaded)
+        decoded = api.decode(
+            content,
+            stop_t=settings.stop_t or 0,
+            model=loaded,
+            recon=settings.recon,
+            seed=settings.seed,
+        )
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if target.exists() and not settings.overwrite:
@@ -461,7 +490,7 @@ def sample(
 
     if size % 8:
         raise click.UsageError("--size must be a multiple of 8")
-    loaded = registry.load_model(model or registry.DEFAULT)
+    loaded = registry.load_model(model or registry.SMALL)
     if steps is not None and steps > loaded.schedule.timesteps:
         raise click.UsageError(f"--steps: the model has {loaded.schedule.timesteps} timesteps")
     begun = time.perf_counter()
@@ -484,8 +513,7 @@ def sample(
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    default=DEFAULT_EFFORT,
-    show_default=True,
+    help="[default: as encode]",
 )
 @click.option(
     "--rates",
@@ -493,13 +521,17 @@ def sample(
     show_default=True,
     help="bpp at which each file is cut and decoded.",
 )
+@click.option("--ideal/--no-ideal", default=True, help="Also the model's ideal chain.")
+@click.option("--log", is_flag=True, help="A line on stderr for every picture.")
 @click.option("--json", "json_path", type=PATH, help="Write all figures, picture by picture.")
 def evaluate(
     data: tuple[Path, ...],
     limit: int | None,
     model: str | None,
-    effort: int,
+    effort: int | None,
     rates: str,
+    ideal: bool,
+    log: bool,
     json_path: Path | None,
 ) -> None:
     """Encode, decode and measure pictures: real bytes beside the model's ideal bits.
@@ -520,14 +552,24 @@ def evaluate(
         ) from None
     if not all(math.isfinite(rate) and rate > 0 for rate in cuts):
         raise click.UsageError("--rates must be positive numbers")
-    loaded = registry.load_model(model or registry.DEFAULT)
     pictures = load_images(list(data))[:limit]
+    area = pictures[0].shape[0] * pictures[0].shape[1]
+    loaded = registry.load_model(model) if model else registry.default_model(area)
+    effort = effort or default_effort(area)
     # Compilation of the search and of the tables is no part of any picture's time.
-    evaluate_picture("warm-up", pictures[0], loaded, effort=effort)
+    evaluate_picture("warm-up", pictures[0][:32, :32], loaded, effort=effort)
     reports = []
     for number, pixels in enumerate(tqdm(pictures, desc="evaluate", leave=False)):
-        report = evaluate_picture(str(number), pixels, loaded, effort=effort, rates=cuts)
+        report = evaluate_picture(
+            str(number), pixels, loaded, effort=effort, rates=cuts, ideal=ideal
+        )
         reports.append(report)
+        if log:
+            click.echo(
+                f"{number}: {report.bytes} bytes, {report.bpd:.4f} bpd, "
+                f"encode {report.encode_seconds:.2f} s, decode {report.decode_seconds:.2f} s",
+                err=True,
+            )
     summary = summarise(reports)
     _print_summary(summary)
     if json_path:
@@ -555,14 +597,20 @@ def _print_summary(summary: dict[str, Any]) -> None:
     click.echo(f"exact round trips      {summary['exact']} of {summary['pictures']}")
     click.echo(f"file                   {summary['bytes']:.1f} bytes = {summary['bpd']:.4f} bpd")
     click.echo(f"  header and framing   {summary['header_and_framing']:.1f} bytes")
-    click.echo(f"ideal channel          {summary['ideal_bpd']:.4f} bpd (not bytes)")
-    click.echo(f"coded steps over ideal {summary['step_overhead']:.4f}")
+    if not math.isnan(summary["ideal_bpd"]):
+        click.echo(f"ideal channel          {summary['ideal_bpd']:.4f} bpd (not bytes)")
+        click.echo(f"coded steps over ideal {summary['step_overhead']:.4f}")
     for rate, value in summary["psnr_at_bpp"].items():
-        click.echo(f"cut at {rate} bpp: {value:.2f} dB")
+        seconds = summary["seconds_per_megapixel_at_bpp"][rate]
+        click.echo(f"cut at {rate} bpp: {value:.2f} dB, decoded in {seconds:.1f} s/megapixel")
     click.echo(
         f"median seconds         encode {summary['encode_seconds_median']:.3f}, "
         f"decode {summary['decode_seconds_median']:.3f}; "
         f"{summary['evaluations']:.0f} network evaluations"
+    )
+    click.echo(
+        f"seconds per megapixel  encode {summary['encode_seconds_per_megapixel']:.1f}, "
+        f"decode {summary['decode_seconds_per_megapixel']:.1f}"
     )
 
 
@@ -656,27 +704,34 @@ def train(
 @main.command()
 @click.argument("model", type=PATH)
 @click.option("--data", type=PATH, required=True, multiple=True, help="Never a test set.")
+@click.option("--plan", type=click.IntRange(0, max(PLANS)), help="Default: the model's.")
 @click.option("--images", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--crop", type=click.IntRange(8), default=32, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def quantize(model: Path, data: tuple[Path, ...], images: int, crop: int, seed: int) -> None:
+def quantize(
+    model: Path, data: tuple[Path, ...], plan: int | None, images: int, crop: int, seed: int
+) -> None:
     """Give the model folder MODEL its integer network, so that files decode everywhere.
 
     \b
     diffcodec quantize runs/cifar10 --data train_0.webp
+    diffcodec quantize runs/photo --data photos/ --plan 1 --crop 64
 
-    The activations' ranges are calibrated on crops of the pictures.  Files written with the
-    model before cannot be read with it afterwards.
+    The integers are made for the timesteps of one plan (docs/format.md), which is then the
+    model's: 0 is for small pictures, 1 for photographs. The activations' ranges are calibrated
+    on crops of the pictures.  Files written with the model before cannot be read with it after.
     """
     from diffcodec.calibrate import exact_tensors
     from diffcodec.data import CropSampler, load_images
-    from diffcodec.model import read_model, save_exact
+    from diffcodec.model import Model, read_model, save_exact
 
     if crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
     trained = read_model(model)
     batch = CropSampler(load_images(list(data)), crop, images, seed)(0)
-    save_exact(model, exact_tensors(trained, batch, seed))
+    if plan is not None:
+        trained = Model(replace(trained.config, plan=plan), trained.network.state_dict())
+    save_exact(model, trained.config, exact_tensors(trained, batch, seed))
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 

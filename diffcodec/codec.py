@@ -42,7 +42,8 @@ class SentLayer:
 
     b: the timestep reached (0 for a strip of the final layer); check: of the state x_b, one
     byte; noise_ratio: E[(y − d)²], which is 1 when the channel conveys exactly what was asked;
-    shown: levels uint8 [3, H, W] of x̂_0 *before* it.
+    shown: levels uint8 [3, H, W] of x̂_0 *before* it; x: the state x_b (x_1 for a strip), which
+    the next layer overwrites.
     """
 
     b: int
@@ -50,6 +51,7 @@ class SentLayer:
     check: int
     noise_ratio: float
     shown: U8
+    x: I32
 
 
 class Strip(Protocol):
@@ -102,7 +104,7 @@ def send(
 ) -> Iterator[SentLayer]:
     """Algorithm 3: code levels ``x_0`` uint8 [3, H, W], one layer at a time.
 
-    ``pulse`` is called whenever a part of a step is done, at least once in every step.
+    ``pulse`` is called after every group of bands of a step and every strip.
     """
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
@@ -110,12 +112,13 @@ def send(
         step = Step(model, x, a, b, grey)
         code, ratio = send_step(step, x_0, _key(settings, b), settings, survivors, pulse)
         x = step.x  # line 3
-        yield SentLayer(b, code, state_check(x), ratio, step.shown)
+        yield SentLayer(b, code, state_check(x), ratio, step.shown, x)
     final = Final(model, x, settings)
     for rows in strips(settings.height):  # line 5
         own = x_0[:, rows].astype(np.int64)
         code = final_layer.send_strip(own, final.distribution(rows), grey)
-        yield SentLayer(0, code, 0, 1.0, final.shown)
+        pulse()
+        yield SentLayer(0, code, 0, 1.0, final.shown, x)
 
 
 def receive(

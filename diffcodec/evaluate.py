@@ -22,24 +22,14 @@ from diffcodec.codec import SentLayer
 from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array
 from diffcodec.model import Model
-from diffcodec.plans import EFFORTS, PLANS, Plan
+from diffcodec.plans import Plan
+from diffcodec.quality import psnr, rmse
 from diffcodec.reverse import evaluate, predict_x0, start
 from diffcodec.steps import Settings, Step
 from diffcodec.tables import OCTAVE, Y_UNIT
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-
-
-def rmse(a: U8, b: U8) -> float:
-    """Root mean squared difference in levels."""
-    return float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))))
-
-
-def psnr(a: U8, b: U8) -> float:
-    """Peak signal-to-noise ratio in dB over all values; infinite for equal pictures."""
-    error = rmse(a, b)
-    return math.inf if error == 0.0 else 20.0 * math.log10(255.0 / error)
 
 
 @dataclass(frozen=True)
@@ -74,10 +64,16 @@ class ImageReport:
     step_overhead: float
     layers: list[LayerReport]
     psnr_at_bpp: dict[str, float]
+    seconds_at_bpp: dict[str, float]
     encode_seconds: float
     decode_seconds: float
     evaluations: int
     exact: bool
+
+    @property
+    def area(self) -> int:
+        """Pixels."""
+        return self.width * self.height
 
 
 def ideal_chain(
@@ -115,31 +111,37 @@ def evaluate_picture(
     effort: int,
     seed: int = 0,
     rates: tuple[float, ...] = (),
+    ideal: bool = True,
     ideal_seed: int = 0,
 ) -> ImageReport:
     """Encode and decode one picture uint8 [H, W, 3] or [H, W] and report on everything.
 
-    rates: bpp at which the one file is cut and decoded.
+    rates: bpp at which the one file is cut and decoded.  Without ``ideal`` what it takes to
+    compare with the ideal channel is not computed and NaN.
     """
     picture = from_array(pixels)
-    plan = PLANS[EFFORTS[effort][0]]
+    plan = model.plan
     sent: list[SentLayer] = []
-    begun = time.perf_counter()
+    started = time.perf_counter()
     content = encode(picture, model=model, effort=effort, seed=seed, watch=sent.append)
     encoded = time.perf_counter()
     decoded = decode(content, model=model)
     finished = time.perf_counter()
     area = picture.width * picture.height
-    ideal = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
-    layers = _layer_reports(model, picture, plan, sent, ideal)
+    bound = [math.nan] * (len(plan.steps) + 1)
+    if ideal:
+        bound = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
+    layers = _layer_reports(model, picture, sent, bound)
     contents = parse(content, model)
     payload = sum(len(layer.code) for layer in contents.layers)
-    quality = {}
+    quality, seconds = {}, {}
     for rate in rates:
         size = int(rate * area / 8)
         if not contents.header_size <= size < len(content):
             continue
+        begun = time.perf_counter()
         shown = decode(content[:size], model=model).pixels
+        seconds[f"{rate:g}"] = time.perf_counter() - begun
         quality[f"{rate:g}"] = psnr(shown, pixels)
     return ImageReport(
         name=name,
@@ -148,12 +150,13 @@ def evaluate_picture(
         bytes=len(content),
         header_and_framing=len(content) - payload,
         bpp=8 * len(content) / area,
-        bpd=8 * len(content) / area / (1 if picture.grey else 3),
-        ideal_bpd=sum(ideal) / area / (1 if picture.grey else 3),
-        step_overhead=sum(r.real_bits for r in layers[:-1]) / sum(ideal[:-1]),
+        bpd=8 * len(content) / area / picture.colours,
+        ideal_bpd=sum(bound) / area / picture.colours,
+        step_overhead=sum(r.real_bits for r in layers[:-1]) / sum(bound[:-1]),
         layers=layers,
         psnr_at_bpp=quality,
-        encode_seconds=encoded - begun,
+        seconds_at_bpp=seconds,
+        encode_seconds=encoded - started,
         decode_seconds=finished - encoded,
         evaluations=decoded.evaluations,
         exact=decoded.exact and bool(np.array_equal(decoded.pixels, pixels)),
@@ -161,9 +164,9 @@ def evaluate_picture(
 
 
 def _layer_reports(
-    model: Model, picture: Picture, plan: Plan, sent: list[SentLayer], ideal: list[float]
+    model: Model, picture: Picture, sent: list[SentLayer], ideal: list[float]
 ) -> list[LayerReport]:
-    steps = len(plan.steps)
+    steps = len(ideal) - 1
     rows = []
     for number, (layer, bits) in enumerate(zip(sent[:steps], ideal, strict=False)):
         # x̂_0 *after* a step is what the next layer starts from.
@@ -189,6 +192,9 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
 
     def mean(value: Callable[[ImageReport], float]) -> float:
         return float(np.mean([value(r) for r in reports]))
+
+    def median(value: Callable[[ImageReport], float]) -> float:
+        return float(np.median([value(r) for r in reports]))
 
     layers = []
     for column in zip(*(r.layers for r in reports), strict=True):
@@ -221,8 +227,19 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
             rate: float(np.mean([r.psnr_at_bpp[rate] for r in reports if rate in r.psnr_at_bpp]))
             for rate in rates
         },
-        "encode_seconds_median": float(np.median([r.encode_seconds for r in reports])),
-        "decode_seconds_median": float(np.median([r.decode_seconds for r in reports])),
+        "seconds_per_megapixel_at_bpp": {
+            rate: 1e6
+            * float(
+                np.median(
+                    [r.seconds_at_bpp[rate] / r.area for r in reports if rate in r.seconds_at_bpp]
+                )
+            )
+            for rate in rates
+        },
+        "encode_seconds_per_megapixel": 1e6 * median(lambda r: r.encode_seconds / r.area),
+        "decode_seconds_per_megapixel": 1e6 * median(lambda r: r.decode_seconds / r.area),
+        "encode_seconds_median": median(lambda r: r.encode_seconds),
+        "decode_seconds_median": median(lambda r: r.decode_seconds),
         "evaluations": mean(lambda r: r.evaluations),
         "layers": layers,
     }

@@ -271,7 +271,7 @@ def image_bytes(pixels: U8, suffix: str, metadata: Metadata | None = None) -> by
     if Pillow cannot write the pixels.
     """
     kind = Image.registered_extensions().get(suffix.lower())
-    if kind is None:
+    if kind is None or kind == "DDC":
         raise DataError(f"cannot write pictures of type '{suffix}'; use .png")
     image = Image.fromarray(pixels)
     failure: Exception | None = None

@@ -30,7 +30,7 @@ from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
 from diffcodec.files import read_bytes, write_bytes
 from diffcodec.final_layer import NO_NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
-from diffcodec.plans import Plan
+from diffcodec.plans import PLANS, Plan
 from diffcodec.schedule import Schedule
 from diffcodec.transform import BANDS, BLOCK
 
@@ -47,11 +47,12 @@ _THREADS = threading.Lock()
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What, besides the weights, defines a model."""
+    """What, besides the weights, defines a model; plan: number of the plan it codes with."""
 
     name: str
     network: NetworkConfig
     schedule: Schedule
+    plan: int = 0
 
     def to_json(self) -> str:
         return json.dumps(
@@ -59,6 +60,7 @@ class ModelConfig:
                 "name": self.name,
                 "network": self.network.to_dict(),
                 "schedule": asdict(self.schedule),
+                "plan": self.plan,
             },
             indent=2,
         )
@@ -70,7 +72,14 @@ class ModelConfig:
             name=str(values["name"]),
             network=NetworkConfig.from_dict(values["network"]),
             schedule=Schedule(**values["schedule"]),
+            plan=_plan_number(values.get("plan", 0)),
         )
+
+
+def _plan_number(value: object) -> int:
+    if not isinstance(value, int) or value not in PLANS:
+        raise ValueError(f"there is no plan {value!r}")
+    return value
 
 
 def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
@@ -131,6 +140,11 @@ class Model:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that files of this model use unless another one is asked for."""
+        return PLANS[self.config.plan]
 
     def check_plan(self, plan: Plan) -> None:
         """ModelError if the model cannot be evaluated at all timesteps of ``plan``."""
@@ -198,9 +212,10 @@ def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) ->
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
-def save_exact(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the integer network of a model folder."""
+def save_exact(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Write the integer network of a model folder, and the configuration it is for."""
     write_bytes(folder / EXACT, save(tensors))
+    write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
 def read_model(folder: Path) -> Model:

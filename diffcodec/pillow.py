@@ -19,6 +19,7 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from diffcodec import api
+from diffcodec.chunks import ALPHA
 from diffcodec.container import MAGIC, Header, read_header
 from diffcodec.errors import DataError, DiffcodecError, FormatError
 from diffcodec.image import from_image
@@ -62,11 +63,15 @@ class DdcImageFile(ImageFile.ImageFile):
         """SyntaxError, by which Pillow goes on to other formats, if the header is unusable."""
         assert self.fp is not None
         try:
-            self._header, _ = read_header(self.fp.read(HEADER_BYTES))
+            self._header, start = read_header(self.fp.read(HEADER_BYTES))
         except FormatError as e:
             raise SyntaxError(str(e)) from e
         self._size = (self._header.width, self._header.height)
-        self._mode = "L" if self._header.grey else "RGB"
+        self._mode = "L" if self._header.grey and not self._header.planes else "RGB"
+        self.fp.seek(start)
+        # The first chunk's kind; transparency comes before all others.
+        if self._header.chunks and self.fp.read(1) == bytes([ALPHA]):
+            self._mode += "A"
         # By Pillow's convention, tiles are what is not decoded yet.
         self.tile = [ImageFile._Tile("ddc", (0, 0, *self._size), 0, None)]
 
@@ -85,7 +90,8 @@ class DdcImageFile(ImageFile.ImageFile):
         except DiffcodecError as e:
             raise OSError(str(e)) from e
         # A copy: Pillow would otherwise share the array's memory, and write to it.
-        image = Image.fromarray(decoded.pixels).copy()
+        image = decoded.to_image().copy()
+        self.info.update(image.info)
         self.im, self._mode, self._size = image.im, image.mode, image.size
         self.info["diffcodec"] = {"exact": decoded.exact, "t": decoded.t}
         self.tile, self.readonly = [], 0

@@ -58,19 +58,27 @@ class Plan:
 
 PLANS: dict[int, Plan] = {
     0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
+    # For photographs: the first layers of a large picture are layers of their own, and few.
+    1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
 }
 
-EFFORTS: dict[int, tuple[int, int]] = {
-    1: (0, 128),
-    2: (0, 512),
-    3: (0, 2048),
-    4: (0, 6144),
-    5: (0, 16384),
-    6: (0, 24576),
-    7: (0, 49152),
-    8: (0, 65536),
-    9: (0, 98304),
+EFFORTS: dict[int, int] = {
+    1: 128,
+    2: 512,
+    3: 2048,
+    4: 4096,
+    5: 16384,
+    6: 24576,
+    7: 49152,
+    8: 65536,
+    9: 98304,
 }
-"""Effort 1…9: (plan, survivors of the trellis search)."""
+"""Effort 1…9: survivors of the trellis search."""
 
-DEFAULT_EFFORT = 5
+SMALL_PIXELS = 64 * 64
+"""Up to this many pixels a picture counts as small: it gets other defaults."""
+
+
+def default_effort(pixels: int) -> int:
+    """What is worth its time: 5 for a small picture, 3 for one whose seconds add up."""
+    return 5 if pixels <= SMALL_PIXELS else 3

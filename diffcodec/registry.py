@@ -7,8 +7,10 @@ from pathlib import Path
 
 from diffcodec.errors import ModelError
 from diffcodec.model import CONFIG, Model, read_model
+from diffcodec.plans import SMALL_PIXELS
 
-DEFAULT = "cifar10"
+SMALL, LARGE = "cifar10", "photo"
+"""The models for pictures up to, and beyond, plans.SMALL_PIXELS."""
 
 
 def models_folder() -> Path:
@@ -40,9 +42,9 @@ def load_model(name: str) -> Model:
     )
 
 
-def default_model() -> Model:
-    """The model used when none is named."""
-    return load_model(DEFAULT)
+def default_model(pixels: int = 0) -> Model:
+    """The model used when none is named, for a picture of so many pixels."""
+    return load_model(SMALL if pixels <= SMALL_PIXELS else LARGE)
 
 
 def is_shipped(model: Model) -> bool:

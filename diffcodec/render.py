@@ -78,6 +78,14 @@ def flow(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     return levels, len(steps) + 1
 
 
+RENDERS: dict[str, Callable[[int], Render]] = {
+    "mean": lambda _seed: mean,
+    "sample": sample,
+    "flow": lambda _seed: flow,
+}
+"""By name, given a seed."""
+
+
 def _left(t: int, settings: Settings) -> list[tuple[int, int]]:
     """The steps of the plan from timestep t on."""
     return list(pairwise(s for s in settings.plan.timesteps if s <= t))

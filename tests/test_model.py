@@ -207,10 +207,11 @@ def test_weights_of_another_network_are_refused(folder: Path, tiny: Model) -> No
 
 def test_shipped_models_are_found_by_name_and_by_fingerprint() -> None:
     assert "cifar10" in shipped()
-    model = load_model("cifar10")
-    assert model is default_model()
-    assert find_model(model.fingerprint, "") is model
-    assert is_shipped(model)
+    for name, pixels in (("cifar10", 64 * 64), ("photo", 64 * 64 + 1)):
+        model = load_model(name)
+        assert model is default_model(pixels)
+        assert find_model(model.fingerprint, "") is model
+        assert is_shipped(model)
 
 
 def test_a_folder_is_a_model_too(tiny_folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, PLANS, Plan
+from diffcodec.plans import EFFORTS, PLANS, SMALL_PIXELS, Plan, default_effort
 
 
 def test_plan_0_never_changes() -> None:
@@ -39,11 +39,11 @@ def test_impossible_plans_are_refused(timesteps: tuple[int, ...], eta: int, grou
         Plan(timesteps, eta, grouped)
 
 
-def test_efforts_use_plans_of_the_format_and_ever_more_survivors() -> None:
+def test_more_effort_is_more_survivors() -> None:
     assert sorted(EFFORTS) == list(range(1, 10))
-    assert DEFAULT_EFFORT in EFFORTS
-    assert all(number in PLANS for number, _ in EFFORTS.values())
-    survivors = [count for _, count in EFFORTS.values()]
+    assert default_effort(SMALL_PIXELS) == 5
+    assert default_effort(SMALL_PIXELS + 1) == 3
+    survivors = [EFFORTS[effort] for effort in sorted(EFFORTS)]
     assert survivors == sorted(set(survivors))
 
 

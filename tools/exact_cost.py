@@ -21,7 +21,6 @@ import torch
 import diffcodec
 from diffcodec.data import U8, load_images
 from diffcodec.model import Model, read_model
-from diffcodec.plans import EFFORTS, PLANS
 from diffcodec.registry import models_folder
 
 
@@ -34,7 +33,7 @@ def in_floats(model: Model) -> Model:
 
 def measure(pixels: U8, model: Model, effort: int) -> tuple[int, float]:
     """(bytes of the file, seconds to decode it)."""
-    content = diffcodec.encode(pixels, model=model, effort=effort, plan=PLANS[EFFORTS[effort][0]])
+    content = diffcodec.encode(pixels, model=model, effort=effort)
     begun = time.perf_counter()
     decoded = diffcodec.decode(content, model=model)
     seconds = time.perf_counter() - begun
