@@ -210,7 +210,7 @@ def _reaches(
     target: float, model: Model, layer: SentLayer, settings: Settings, picture: Picture
 ) -> bool:
     """Whether the picture shown after ``layer`` has this PSNR."""
-    shown, _ = mean(model, layer.x, layer.b, settings)
+    shown, _ = mean(model, layer.x.copy(), layer.b, settings)
     return psnr(shown, picture.levels) >= target
 
 
@@ -276,7 +276,7 @@ def decode(
     """Decode whatever ``content`` holds, down to timestep ``stop_t``; exact if it is complete.
 
     model: use this one instead of looking it up by the file's fingerprint; recon: how a lossy
-    picture is made of the last state, "mean", "sample" (with ``seed``) or "flow", see
+    picture is made of the last state, "mean", "x0", "sample" (with ``seed``) or "flow", see
     diffcodec.render.  Raises DataError for another recon, FormatError for damage (also when the
     verified pixels differ), ModelError if the model is absent.
     """
@@ -286,8 +286,8 @@ def decode(
     model = _model_for(header, model)
     front = extras.read_front(header, content, start)
     reader = LayerReader(content, front.end, header)
-    render = RENDERS[recon](seed)
-    shown = receive(model, reader, _settings(header), stop_t=stop_t, render=render)
+    render, draw = RENDERS[recon](seed), recon == "sample"
+    shown = receive(model, reader, _settings(header), stop_t=stop_t, render=render, draw=draw)
     _verify(header, reader, shown.levels)
     metadata, cut = front.metadata, header.trailer
     if shown.t == 0 and not header.trailer and not reader.at_end:

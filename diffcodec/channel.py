@@ -19,6 +19,7 @@ both must agree on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,14 @@ _ORDER, _CANDIDATES, _STATE, _FILL = 1, 2, 3, 4
 class Received:
     """What a segment's code says of its coefficients, in the caller's order.
 
-    y: the conveyed values in units of 2**-12; complete: whether all of the code was there.  If
-    it was not, y is 0, the mean, for every coefficient that the code did not reach: such a y is
-    good for a picture but not for going on.  (Or it was drawn, see :func:`receive_segment`.)
+    y: the conveyed values in units of 2**-12; complete: whether all of the code was there;
+    reached: the coefficients whose y is known, [n].  The other y are 0, the mean, or drawn:
+    good for a picture but not for going on.
     """
 
     y: I64
     complete: bool
+    reached: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,10 @@ def escape_steps(s_index: I64) -> I64:
 
 def _undecided(deal: _Deal) -> Received:
     """Nothing was sent: y is shared noise around the model's own mean."""
-    return Received(_back(deal, deal.base), True)
+    return Received(_back(deal, deal.base), True, np.ones(len(deal.order), dtype=bool))
 
 
-def _back(deal: _Deal, values: I64) -> I64:
+def _back(deal: _Deal, values: NDArray[Any]) -> NDArray[Any]:
     """From coded order to the caller's."""
     out = np.empty_like(values)
     out[deal.order] = values
@@ -274,7 +276,7 @@ def receive_segment(
         if escapes is not None:
             counts = decode_escapes(reader.read_bytes(escapes), n)
     except EOFError:
-        return Received(_back(deal, _missing(deal, draw)), False)
+        return Received(_back(deal, _missing(deal, draw)), False, np.zeros(n, dtype=bool))
     s_scaled, rate = _scaled(deal.s_index, scale)
     bits = _trellis_bits(rate, eta, reader.position)
     ends = _bit_ends(rate, bits)
@@ -285,7 +287,7 @@ def receive_segment(
     g = trellis.decode(available, ends[use], deal.keys[use], deal.initial)
     y[use] = tables.candidates(g, s_scaled[use])
     y += counts * escape_steps(s_scaled)
-    return Received(_back(deal, y), complete)
+    return Received(_back(deal, y), complete, _back(deal, use | complete))
 
 
 def _missing(deal: _Deal, draw: bool) -> I64:

@@ -23,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec import final_layer
-from diffcodec.channel import HEAD_BYTES
 from diffcodec.errors import FormatError
 from diffcodec.final_layer import STRIP_ROWS
 from diffcodec.model import Model
-from diffcodec.noise import derive_key
 from diffcodec.render import Render, mean
 from diffcodec.reverse import start, state_check
-from diffcodec.steps import Final, Settings, Step, receive_step, send_step
+from diffcodec.steps import Cut, Final, Settings, Step, receive_step, send_step
 
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
@@ -110,7 +108,7 @@ def send(
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     for a, b in plan.steps:  # line 2
         step = Step(model, x, a, b, grey)
-        code, ratio = send_step(step, x_0, _key(settings, b), settings, survivors, pulse)
+        code, ratio = send_step(step, x_0, settings, survivors, pulse)
         x = step.x  # line 3
         yield SentLayer(b, code, state_check(x), ratio, step.shown, x)
     final = Final(model, x, settings)
@@ -128,12 +126,14 @@ def receive(
     *,
     stop_t: int = 0,
     render: Render = mean,
+    draw: bool = False,
 ) -> Reconstruction:
     """Algorithm 4: decode the layers that arrived, in order.
 
     Stops at the smallest coded timestep ≥ ``stop_t``; ``render`` makes a picture of a state
-    x_t.  Raises FormatError for the first layer whose contents are impossible or whose check
-    the state it leads to does not match.
+    x_t; with ``draw`` what did not arrive of a step is drawn from p_θ.  Raises FormatError for
+    the first layer whose contents are impossible or whose check the state it leads to does not
+    match.
     """
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
@@ -145,14 +145,11 @@ def receive(
                     levels, more = render(model, x, a, settings)
                     return Reconstruction(levels, t, evaluations + more)
                 step = Step(model, x, a, b, grey)
-                draw = render is not mean
-                arrived = receive_step(step, layer.take, _key(settings, b), settings, draw)
+                complete = receive_step(step, layer.cut, settings, draw)
                 x, evaluations = step.x, evaluations + 1  # line 3
-                if arrived is not None:  # what arrived of x_b still makes the better picture
+                if not complete:  # what arrived of x_b still makes the better picture
                     layer.check_cut()
                     levels, more = render(model, x, b, settings)
-                    if not draw:
-                        levels = np.where(arrived, levels, step.shown)
                     return Reconstruction(levels, t, evaluations + more)
                 t = b
             layer.finish(x)
@@ -189,26 +186,21 @@ class _Layer:
 
     def __init__(self, source: Source, label: str, t: int) -> None:
         self.source, self.naming = source, _naming(label, t)
-        self.code, self.may_be_cut, self.place = b"", True, 0
+        self.cut, self.may_be_cut = Cut(b""), True
 
     def __enter__(self) -> _Layer:
         self.naming.__enter__()
-        self.code, self.may_be_cut = self.source.open()
+        code, self.may_be_cut = self.source.open()
+        self.cut = Cut(code)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.naming.__exit__(*error)
 
-    def take(self, count: int) -> bytes:
-        """The next ``count`` bytes, or what there is; 0: a look at the next few, taking none."""
-        part = self.code[self.place : self.place + (count or HEAD_BYTES)]
-        self.place += len(part) if count else 0
-        return part
-
     @property
     def is_over(self) -> bool:
         """Whether the file ends here, rather than nothing more being needed."""
-        return self.may_be_cut and self.place >= len(self.code)
+        return self.may_be_cut and not self.cut.take(0)
 
     def check_cut(self) -> None:
         """FormatError unless the file ends here, so that a part of the layer may be missing."""
@@ -217,13 +209,9 @@ class _Layer:
 
     def finish(self, x: I32) -> None:
         """All steps of the layer are decoded and led to state ``x``."""
-        self.source.close(self.place, state_check(x))
+        self.source.close(self.cut.place, state_check(x))
 
 
 def strips(height: int) -> list[slice]:
     """Row ranges of the final layer's independently coded strips."""
     return [slice(top, min(top + STRIP_ROWS, height)) for top in range(0, height, STRIP_ROWS)]
-
-
-def _key(settings: Settings, b: int) -> int:
-    return derive_key(settings.seed, 1, b)

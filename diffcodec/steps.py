@@ -6,6 +6,8 @@ channel's segments), so that only the state and the network's outputs exist for 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec import channel
-from diffcodec.channel import Received
+from diffcodec.channel import HEAD_BYTES, Received
 from diffcodec.coefficients import bands
+from diffcodec.exact import EPS_UNIT
 from diffcodec.final_layer import Distribution
 from diffcodec.model import Model
 from diffcodec.noise import derive_key
@@ -42,6 +45,10 @@ class Settings:
     seed: int = 0
     grey: bool = False
 
+    def key(self, b: int) -> int:
+        """Of everything random in the step to timestep b."""
+        return derive_key(self.seed, 1, b)
+
     @property
     def groups(self) -> list[list[slice]]:
         """Bands of segments, those that are worked on together in one list."""
@@ -52,6 +59,19 @@ class Settings:
             else:
                 groups.append([band])
         return groups
+
+
+class Cut:
+    """Hands out the bytes of one layer's payload in order, until they end."""
+
+    def __init__(self, code: bytes) -> None:
+        self.code, self.place = code, 0
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes, or what there is; 0: a look at the next few, taking none."""
+        part = self.code[self.place : self.place + (count or HEAD_BYTES)]
+        self.place += len(part) if count else 0
+        return part
 
 
 class Step:
@@ -66,12 +86,26 @@ class Step:
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
 
+    def copy(self) -> Step:
+        """Another try at the same step, from the same x_a."""
+        other = copy.copy(self)
+        other.x, other.shown = self.x.copy(), self.shown.copy()
+        return other
+
     def prior(self, rows: slice) -> Prior:
         """p_θ(x_b | x_a) of a band that is still x_a."""
         x_a, out = self.x[:, rows], self._out.rows(rows)
         x0_hat = predict_x0(self.model, x_a, self.a, out, self.grey)
         self.shown[:, rows] = to_levels(x0_hat)
         return Prior(self._reverse, x0_hat, out.coef_index, x_a, self.grey)
+
+    def flow(self, rows: slice, prior: Prior) -> F64:
+        """y in 2**-12 that leads along the probability flow: x_b with the noise ε̂ of x_a."""
+        schedule, rest = self.model.schedule, self.model.schedule.one_minus_alphas_cumprod
+        r_a, r_b = (float(schedule.at(rest, t)) for t in (self.a, self.b))
+        gain = (math.sqrt(r_b) - self._reverse.coef_xa * math.sqrt(r_a)) / prior.deviation
+        eps = self._out.rows(rows).eps / (1 << EPS_UNIT)
+        return prior.layout.forward(eps) * (gain * (1 << Y_UNIT))
 
     def move(self, rows: slice, prior: Prior, y: I64) -> None:
         """The band becomes x_b as conveyed by y [coefficients] in 2**-12."""
@@ -113,7 +147,6 @@ def _gather(priors: list[Prior], segments: list[_Segment], values: list[Received
 def send_step(
     step: Step,
     x_0: U8,
-    key: int,
     settings: Settings,
     survivors: int,
     pulse: Callable[[], None],
@@ -128,7 +161,7 @@ def send_step(
         priors = [step.prior(rows) for rows in group]
         shifts = [p.shifts(x_0[:, rows]) for p, rows in zip(priors, group, strict=True)]
         segments = _segments(priors, len(codes))
-        results = _send(segments, shifts, key, settings.plan.eta, survivors)
+        results = _send(segments, shifts, settings.key(step.b), settings.plan.eta, survivors)
         y = _gather(priors, segments, [received for _, received in results])
         for rows, p, own, d in zip(group, priors, y, shifts, strict=True):
             step.move(rows, p, own)
@@ -155,35 +188,47 @@ def _send(
     return thread_map(work, len(segments))
 
 
-def receive_step(
-    step: Step, take: Callable[[int], bytes], key: int, settings: Settings, draw: bool
-) -> NDArray[np.bool_] | None:
-    """Decode x_b: None if all of it arrived, else where anything did, bool [H, W].
+def receive_step(step: Step, cut: Cut, settings: Settings, draw: bool = False) -> bool:
+    """Decode x_b from the bytes of its layer and tell whether all of it arrived.
 
-    take(n) gives the next n bytes, or as many as there are; n = 0 looks at the next few and
-    takes none.  What did not arrive is the mean of p_θ or, with ``draw``, drawn from it.
+    What did not arrive is drawn from p_θ with ``draw``.  Otherwise it follows the
+    flow: wholly in segments of which there is nothing, halfway in one that was cut, where the
+    mean of p_θ and the flow are equally far off (both shares measured).
     """
     complete, first = True, 0
-    arrived = np.ones((settings.height, settings.width), dtype=bool)
-    columns = bands(settings.width)
     for group in settings.groups:
         priors = [step.prior(rows) for rows in group]
         segments = _segments(priors, first)
-        codes = [_take(own, take, settings.plan.eta) for own in segments]
-        results = _receive(segments, codes, key, settings.plan.eta, draw)
+        codes = [_take(own, cut, settings.plan.eta) for own in segments]
+        results = _receive(segments, codes, settings.key(step.b), settings.plan.eta, draw)
+        if not all(received.complete for received in results):
+            complete = False
+            if not draw:
+                _follow_flow(step, group, priors, segments, codes, results)
         for rows, p, y in zip(group, priors, _gather(priors, segments, results), strict=True):
             step.move(rows, p, y)
-        for number, (own, code, received) in enumerate(zip(segments, codes, results, strict=True)):
-            complete &= received.complete
-            place = group[own.band], columns[number % len(columns)]
-            arrived[place] = received.complete or bool(code)
         first += len(segments)
-    return None if complete else arrived
+    return complete
 
 
-def _take(own: _Segment, take: Callable[[int], bytes], eta: int) -> bytes:
+def _follow_flow(
+    step: Step,
+    group: list[slice],
+    priors: list[Prior],
+    segments: list[_Segment],
+    codes: list[bytes],
+    results: list[Received],
+) -> None:
+    """Fill in the y of ``results`` that are not known."""
+    flows = [step.flow(rows, p) for rows, p in zip(group, priors, strict=True)]
+    for own, code, received in zip(segments, codes, results, strict=True):
+        filled = np.rint((0.5 if code else 1.0) * flows[own.band][own.own]).astype(np.int64)
+        np.copyto(received.y, filled, where=~received.reached)
+
+
+def _take(own: _Segment, cut: Cut, eta: int) -> bytes:
     """The bytes of the next segment, as far as they are there."""
-    return take(channel.segment_size(take(0), own.s_index, eta=eta, mute=own.mute))
+    return cut.take(channel.segment_size(cut.take(0), own.s_index, eta=eta, mute=own.mute))
 
 
 def _receive(

@@ -21,6 +21,7 @@ from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
 from diffcodec.model import Model, read_model
 from diffcodec.plans import PLANS, Plan
+from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
 from diffcodec.steps import Settings
 
@@ -270,7 +271,7 @@ def test_sender_and_receiver_agree_after_every_step(
     everything = len(plan.layers) + len(strips(size[0]))
     for (a, b), layer in zip(plan.steps, sent, strict=False):
         assert layer.b == b
-        shown = receive(tiny, layers.only(everything), settings, stop_t=a)
+        shown = receive(tiny, layers.only(everything), settings, stop_t=a, render=estimate)
         assert shown.t == a
         np.testing.assert_array_equal(shown.levels, layer.shown)
     last = receive(tiny, layers.only(everything), settings, stop_t=1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diffcodec.coefficients import MATRIX_UNIT, SEGMENT_BLOCKS, Layout, layout
+from diffcodec.coefficients import MATRIX_UNIT, SEGMENT_BLOCKS, Layout, bands, layout
 from diffcodec.transform import BANDS, COLOUR, matrix
 
 sides = st.integers(1, 40)
@@ -116,3 +116,17 @@ def test_short_blocks_take_the_variance_of_the_same_frequency() -> None:
 
 def test_layouts_are_cached() -> None:
     assert layout(9, 7) is layout(9, 7)
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_bands_have_the_segments_of_the_whole_picture(height: int, width: int) -> None:
+    whole, found = layout(height, width), 0
+    picture = np.arange(3.0 * height * width).reshape(3, height, width)
+    for rows in bands(height):
+        band = layout(rows.stop - rows.start, width)
+        values = band.forward(picture[:, rows])
+        for own in band.segments:
+            expected = whole.forward(picture)[whole.segments[found]]
+            np.testing.assert_array_equal(values[own], expected)
+            found += 1
+    assert found == len(whole.segments)

@@ -6,12 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from conftest import round_trip
+from conftest import load_picture, round_trip
 
-from diffcodec.evaluate import evaluate_picture, ideal_chain, psnr, rmse, summarise, to_dict
+import diffcodec
+from diffcodec.evaluate import evaluate_picture, ideal_chain, shown_at, summarise, to_dict
 from diffcodec.image import from_array
 from diffcodec.model import Model
 from diffcodec.plans import PLANS, Plan
+from diffcodec.quality import psnr, rmse
+from diffcodec.registry import load_model
 
 
 def test_psnr_and_rmse() -> None:
@@ -88,3 +91,13 @@ def test_a_rate_counts_even_if_the_first_file_is_smaller(tiny: Model, bird: np.n
         evaluate_picture("bird", bird[:16, :16], tiny, effort=1, rates=(2.0,)),
     ]
     assert set(summarise(reports)["psnr_at_bpp"]) == {"2"}
+
+
+def test_cuts_of_one_pass_are_the_cuts_of_a_decoder() -> None:
+    """A picture beyond 64×64 pixels with the photo model's plan, which has layers of lengths."""
+    model = load_model("photo")
+    pixels = load_picture("budgerigar.png")[100:157, 150:230]
+    content = diffcodec.encode(pixels, model=model, effort=1, max_bytes=2000)
+    sizes = [20, 60, 300, 900, 901, 1700, 2000]
+    for size, shown in zip(sizes, shown_at(content, sizes, model), strict=True):
+        np.testing.assert_array_equal(shown, diffcodec.decode(content[:size]).pixels)

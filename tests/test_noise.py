@@ -102,3 +102,10 @@ def test_derived_keys_tell_neighbours_apart() -> None:
 def test_negative_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         derive_key(1, -1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(0, 300))
+def test_a_part_of_the_noise_is_a_part_of_the_noise(key: int, start: int, more: int) -> None:
+    whole = shared_normal(key, 600)
+    part = shared_normal(key, 600, start, start + more)
+    np.testing.assert_array_equal(part, whole[start : start + more])
