@@ -109,7 +109,7 @@ def send(
     for a, b in plan.steps:  # line 2
         step = Step(model, x, a, b, grey)
         code, ratio = send_step(step, x_0, settings, survivors, pulse)
-        x = step.x  # line 3
+        x = step.arrive()  # line 3
         yield SentLayer(b, code, state_check(x), ratio, step.shown, x)
     final = Final(model, x, settings)
     for rows in strips(settings.height):  # line 5
@@ -146,7 +146,7 @@ def receive(
                     return Reconstruction(levels, t, evaluations + more)
                 step = Step(model, x, a, b, grey)
                 complete = receive_step(step, layer.cut, settings, draw)
-                x, evaluations = step.x, evaluations + 1  # line 3
+                x, evaluations = step.arrive(), evaluations + 1  # line 3
                 if not complete:  # what arrived of x_b still makes the better picture
                     layer.check_cut()
                     levels, more = render(model, x, b, settings)

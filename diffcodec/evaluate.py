@@ -99,6 +99,7 @@ def ideal_chain(
             total += float(np.sum(kl if p.mute is None else kl[~p.mute]))
             y = d + rng.standard_normal(d.shape)
             step.move(rows, p, np.rint(y * (1 << Y_UNIT)).astype(np.int64))
+        x = step.arrive()
         bits.append(total)
     out = evaluate(model, x, 1)
     means = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
@@ -197,7 +198,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
                 receive_step(part, Cut(layer.code[: size - payload]), settings)
                 found[size] = to_array(mean(model, part.x, b, settings)[0], header.grey)
         receive_step(step, Cut(layer.code), settings)
-        x = step.x
+        x = step.arrive()
     return [
         found[size] if size in found else decode(content[:size], model=model).pixels
         for size in sizes

@@ -163,13 +163,15 @@ class Model:
         _, height, width = x.shape
         if max(height, width) <= tile:
             return self._evaluate(x, t)
-        whole, halo = _empty(height, width), self.config.network.halo
+        whole, halo = _empty(height, width, final=t == 1), self.config.network.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
             columns = slice(left - before, left + tile + halo)
             part = self._evaluate(x[:, rows, columns], t)
             for target, found in zip(whole, part, strict=True):
+                if not target.numel():
+                    continue
                 side = width // target.shape[2]  # of an output's cell, in pixels
                 own = slice(above // side, (above + tile) // side)
                 across = slice(before // side, (before + tile) // side)
@@ -196,13 +198,15 @@ def _neighbours(exact: dict[str, Tensor]) -> NDArray[np.int64]:
     return found
 
 
-def _empty(height: int, width: int) -> Integers:
-    """Outputs to be filled in for a picture of this size."""
+def _empty(height: int, width: int, final: bool) -> Integers:
+    """Outputs to be filled in for a picture of this size, those of the final layer or none."""
 
     def empty(channels: int, side: int, dtype: torch.dtype = torch.int16) -> Tensor:
         return torch.empty((channels, height // side, width // side), dtype=dtype)
 
-    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), empty(3, 1), empty(3, 1))
+    none = torch.empty((3, 0, 0), dtype=torch.int16)
+    pixel = [empty(3, 1), empty(3, 1)] if final else [none, none]
+    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), *pixel)
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:

@@ -84,6 +84,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
             x0_hat = predict_x0(model, x[:, rows], a, own, settings.grey)
             x_b = keep * x0_hat + rest * (own.eps / (1 << EPS_UNIT))
             x[:, rows] = np.rint(x_b * (1 << X_UNIT)).astype(np.int64)
+        del out  # before the next one is made: of a large picture it is large
         t = b
     levels, _ = estimate(model, x, t, settings)
     return levels, len(steps) + 1

@@ -23,7 +23,14 @@ from diffcodec.model import Model
 from diffcodec.noise import derive_key
 from diffcodec.parallel import thread_map
 from diffcodec.plans import Plan
-from diffcodec.reverse import Prior, evaluate, final_distribution, predict_x0, to_levels
+from diffcodec.reverse import (
+    NetworkOutput,
+    Prior,
+    evaluate,
+    final_distribution,
+    predict_x0,
+    to_levels,
+)
 from diffcodec.tables import Y_UNIT
 
 F64 = NDArray[np.float64]
@@ -75,14 +82,15 @@ class Cut:
 
 
 class Step:
-    """One step a → b.  ``x`` int32 [3, H, W] is x_a at first; :meth:`move` makes it x_b.
+    """One step a → b.  ``x`` int32 [3, H, W] is x_a at first; :meth:`move` makes it x_b, band by
+    band, and :meth:`arrive` ends the step.
 
     shown: levels uint8 [3, H, W] of x̂_0(x_a), filled in where :meth:`prior` was called.
     """
 
     def __init__(self, model: Model, x: I32, a: int, b: int, grey: bool) -> None:
         self.model, self.x, self.a, self.b, self.grey = model, x, a, b, grey
-        self._out = evaluate(model, x, a)
+        self._out: NetworkOutput = evaluate(model, x, a)
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
 
@@ -110,6 +118,11 @@ class Step:
     def move(self, rows: slice, prior: Prior, y: I64) -> None:
         """The band becomes x_b as conveyed by y [coefficients] in 2**-12."""
         self.x[:, rows] = prior.sample(y)
+
+    def arrive(self) -> I32:
+        """x_b; lets go of the network's outputs before there are those of the next step."""
+        del self._out
+        return self.x
 
 
 @dataclass(frozen=True)
