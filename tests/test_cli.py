@@ -16,7 +16,10 @@ from click.testing import CliRunner, Result
 from conftest import DATA, write_tiny_model
 from PIL import Image
 
+import diffcodec
 from diffcodec.cli import main
+from diffcodec.model import read_model
+from diffcodec.quality import psnr
 from diffcodec.schedule import Schedule
 
 BIRD = DATA / "budgerigar-32.png"
@@ -146,6 +149,29 @@ def test_decode_stops_where_told(tiny_file: Path, tiny_folder: Path, tmp_path: P
         "decode", tiny_file, "-o", tmp_path / "a.png", "--model", tiny_folder, "--stop-t", 100
     )
     assert "lossy, t = 115" in result.stdout
+
+
+@pytest.mark.parametrize("recon", ["x0", "sample", "flow"])
+def test_decode_of_the_first_bytes_in_every_way(
+    tiny_file: Path, tiny_folder: Path, tmp_path: Path, recon: str
+) -> None:
+    target = tmp_path / "a.png"
+    options = ("--max-bytes", 600, "--recon", recon, "--seed", 3)
+    result = run("decode", tiny_file, "-o", target, "--model", tiny_folder, *options)
+    assert "lossy, t = " in result.stdout
+    assert "600 bytes" in result.stdout
+    content = tiny_file.read_bytes()[:600]
+    shown = diffcodec.decode(content, model=read_model(tiny_folder), recon=recon, seed=3)
+    np.testing.assert_array_equal(np.asarray(Image.open(target)), shown.pixels)
+
+
+def test_encode_to_a_target_psnr(tiny_folder: Path, tmp_path: Path) -> None:
+    coded, shown = tmp_path / "a.ddc", tmp_path / "a.png"
+    options = ("--model", tiny_folder, "--target-psnr", 30)
+    assert run("encode", BIRD, "-o", coded, *options).exit_code == 0
+    assert "lossy" in run("decode", coded, "-o", shown, "--model", tiny_folder).stdout
+    original, found = (np.asarray(Image.open(p).convert("RGB")) for p in (BIRD, shown))
+    assert 30.0 <= psnr(original, found) < 31.0
 
 
 def test_info_for_people_and_machines(tiny_file: Path, tiny_folder: Path) -> None:

@@ -197,3 +197,25 @@ def test_modes_that_cannot_be_written(mode: str, tmp_path: Path) -> None:
 def test_options_that_cannot_be_met(options: dict[str, object], message: str) -> None:
     with pytest.raises(OSError, match=message):
         Image.new("L", (4, 4)).save(io.BytesIO(), "DDC", **options)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_and_metadata_are_known_and_kept(mode: str, tiny: Model) -> None:
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(0, 256, (9, 7, len(mode)), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", icc_profile=b"a profile")
+    with Image.open(stream) as original:
+        content = diffcodec.encode(original, model=tiny, effort=1)
+    image = open_ddc(content, tiny)
+    assert image.mode == mode
+    image.load()
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert image.info["icc_profile"] == b"a profile"
+
+
+def test_grey_planes_open_as_what_they_were(tiny: Model) -> None:
+    pixels = np.repeat(np.arange(48, dtype=np.uint8).reshape(6, 8, 1), 3, axis=2)
+    image = open_ddc(diffcodec.encode(pixels, model=tiny, effort=1), tiny)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), pixels)
