@@ -29,7 +29,7 @@ from diffcodec.model import Model
 from diffcodec.parallel import thread_map
 from diffcodec.plans import EFFORTS, Plan, default_effort
 from diffcodec.quality import psnr
-from diffcodec.registry import default_model, find_model, is_shipped
+from diffcodec.registry import default_model, find_model, is_listed
 from diffcodec.render import RENDERS, mean
 from diffcodec.steps import Settings
 
@@ -171,7 +171,7 @@ def _header(
         plan=plan,
         grey=picture.grey,
         seed=seed,
-        model="" if is_shipped(model) else model.name,
+        model="" if is_listed(model) else model.name,
         float_arithmetic=not model.exact,
         chunks=chunks,
         trailer=trailer,

@@ -3,9 +3,8 @@
 One *segment* is some thousands of coefficients, in the shared pseudo-random order that spreads
 surprises evenly.  Its code is a whole number of bytes:
 
-    scale    j ≥ 0-coded integer (zigzag, Elias gamma): all s are multiplied by 2**(j/2)
-    escape   1 bit: whether corrections follow
-    escapes  if so: align to a byte, varint length, constriction range-coder bytes
+    scale    j, 1 bit if it is 0, 2 if it is 1: all s are multiplied by 2**(j/4)
+    escapes  if there are corrections: align to a byte, varint length, range-coder bytes
     trellis  the remaining bits, their number known to both sides
 
 The trellis gets η·Σ½log2(1+s) bits, rounded so that the segment ends on a byte; bits are dealt
@@ -18,6 +17,7 @@ both must agree on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,13 @@ ETA_UNIT = 128
 NEGLIGIBLE = -6 * OCTAVE
 """Coefficients with s below 2**-6 are not coded."""
 
-SCALE_STEP = OCTAVE // 2
-"""One step of the segment's scale: half an octave of s."""
+SCALE_STEP = OCTAVE // 4
+"""One step of the segment's scale: a quarter of an octave of s."""
 
-SCALE_RANGE = (-12, 24)
+SCALE_RANGE = (-24, 48)
+
+RARE_SCALE = 2
+"""Scales 0 and 1 have short codes; the others are told by how far they are from this one."""
 
 ESCAPE_AT = 4.0
 """Shifts beyond this many standard deviations √(1+s) are corrected explicitly."""
@@ -129,17 +132,48 @@ def _trellis_bits(rate: I64, eta: int, head_bits: int) -> int:
 
 
 def choose_scale(d: F64, s_index: I64) -> int:
-    """The j that minimises Σ ½[ln(1 + cs) + (1 + d²)/(1 + cs)], c = 2**(j/2).
+    """The j that minimises Σ ½[ln(1 + cs) + (1 + d²)/(1 + cs)], c = 2**(j/4), plus its own code.
 
     d²/(1+cs) is capped at ESCAPE_AT², as escapes do.
     """
+    squares, limit = np.square(d), S_MAX - S_MIN
+    place = np.clip(s_index, S_MIN, S_MAX) - S_MIN
+    numbers = np.bincount(place, minlength=limit + 1)
+    total = 1.0 + 2.0 ** (np.arange(S_MIN, S_MAX + 1) / OCTAVE)
+    own = np.log(total) + 1.0 / total
     costs = []
     for j in range(SCALE_RANGE[0], SCALE_RANGE[1] + 1):
-        total = 1.0 + 2.0 ** (np.clip(s_index + SCALE_STEP * j, S_MIN, S_MAX) / OCTAVE)
-        excess = np.minimum(np.square(d) / total, ESCAPE_AT**2)
-        costs.append(0.5 * float(np.sum(np.log(total) + 1.0 / total + excess)))
-        costs[-1] += 0.7 * (2 * abs(j)) ** 0.5  # nats of the scale's own code, roughly
+        moved = np.clip(np.arange(limit + 1) + SCALE_STEP * j, 0, limit)
+        excess = np.minimum(squares / total[moved][place], ESCAPE_AT**2)
+        costs.append(0.5 * float(numbers @ own[moved] + excess.sum()))
+        costs[-1] += math.log(2.0) * _head(j, escapes=False).bit_length
     return SCALE_RANGE[0] + int(np.argmin(costs))
+
+
+def _head(scale: int, escapes: bool) -> BitWriter:
+    """What a segment begins with, up to its escapes."""
+    writer = BitWriter()
+    if not escapes and scale in (0, 1):
+        writer.write(1, 1 + scale)
+        return writer
+    writer.write(0 if escapes else 1, 3)
+    writer.write_signed_gamma(scale - RARE_SCALE)
+    return writer
+
+
+def _read_head(reader: BitReader) -> tuple[int, int | None]:
+    """(scale, bytes of escapes that follow or None without); EOFError if it is cut."""
+    for scale in (0, 1):
+        if reader.read(1):
+            return scale, None
+    escapes = not reader.read(1)
+    scale = RARE_SCALE + reader.read_signed_gamma()
+    if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]:
+        raise FormatError(f"segment scale {scale} is out of range")
+    if not escapes:
+        return scale, None
+    reader.align()
+    return scale, reader.read_varint()
 
 
 def send_segment(
@@ -169,9 +203,7 @@ def send_segment(
     far = active & (np.abs(shifts) > ESCAPE_AT * np.sqrt(spread))
     counts = np.where(far, np.rint(shifts * (1 << Y_UNIT) / step), 0).astype(np.int64)
 
-    writer = BitWriter()
-    writer.write_signed_gamma(scale)
-    writer.write(int(counts.any()), 1)
+    writer = _head(scale, bool(counts.any()))
     if counts.any():
         message = encode_escapes(counts)
         writer.align()
@@ -219,17 +251,6 @@ def _back(deal: _Deal, values: NDArray[Any]) -> NDArray[Any]:
 
 HEAD_BYTES = 16
 """Where a segment's head says how long the segment is, it has said so within these."""
-
-
-def _read_head(reader: BitReader) -> tuple[int, int | None]:
-    """(scale, bytes of escapes that follow or None without); EOFError if it is cut."""
-    scale = reader.read_signed_gamma()
-    if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]:
-        raise FormatError(f"segment scale {scale} is out of range")
-    if not reader.read(1):
-        return scale, None
-    reader.align()
-    return scale, reader.read_varint()
 
 
 def segment_size(

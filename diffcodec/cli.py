@@ -624,6 +624,16 @@ def _print_summary(summary: dict[str, Any]) -> None:
 @click.option("--reductions", help="Learn pictures also reduced by, e.g., 1,2  [default: 1].")
 @click.option("--init", help="Begin with the weights of this model (a name or a folder).")
 @click.option("--lr-scale", type=click.FloatRange(0, 10, min_open=True), help="Scale of all rates.")
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the steps during which the rates fall to zero  [default: 0.6].",
+)
+@click.option(
+    "--emphasis",
+    type=click.FloatRange(0, 3),
+    help="Extra weight of the noisiest steps: better pictures of cut files  [default: 0].",
+)
 @click.option("--seed", type=click.IntRange(0, 1 << 31), help="Keys all randomness of the run.")
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")

@@ -1,4 +1,4 @@
-"""The .ddc container, version 1: bytes ↔ header and layers.  docs/format.md is its specification.
+"""The .ddc container, version 2: bytes ↔ header and layers.  docs/format.md is its specification.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -11,17 +11,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from diffcodec.bits import crc8, decode_varint, encode_varint
+from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import FormatError
 from diffcodec.plans import PLANS, Plan
 
-MAGIC = b"\xddC"
-VERSION = 1
+MAGIC = b"\xdd"
+VERSION = 2
+VERSION_1 = b"\xddC"
+"""What files of version 1, which nobody was given, began with."""
+
 FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
 OPTION_CHUNKS, OPTION_TRAILER, OPTION_PLANES, OPTION_UNKNOWN = 16, 32, 64, 128
 """What differs from the default costs a byte of options and its own; the default costs none."""
 
+UNLISTED = 0
+"""Number of a model that says its fingerprint follows."""
+
 DEFAULT_PLAN = 0
+"""Of models that are not listed; the others have their own."""
+
 EXPLICIT_PLAN = 255
 """Plan number that says the plan follows."""
 
@@ -39,7 +48,7 @@ MAX_LAYER = 1 << 32
 class Header:
     """Everything a decoder needs before the first layer.
 
-    model: name, empty for a model shipped with diffcodec (its fingerprint finds it);
+    model: name, empty for one of the catalogue (its fingerprint finds it);
     float_arithmetic: the network was evaluated in floating point, so that only a machine like
     the writer's decodes the file; chunks, trailer: blocks of chunks come before the first layer,
     after the last one; planes: the one plane of a grey picture is to be shown as three.
@@ -65,6 +74,7 @@ class Header:
     def encode(self) -> bytes:
         """The header's bytes, check included."""
         number = next((n for n, plan in PLANS.items() if plan == self.plan), None)
+        listed = number_of(self.fingerprint)
         name = self.model.encode()
         if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             raise FormatError(f"a picture of {self.width}x{self.height} is not supported")
@@ -74,7 +84,8 @@ class Header:
             raise FormatError("seed or model name is out of range")
         if self.planes and not self.grey:
             raise FormatError("only a grey picture has one plane to be shown as three")
-        options = OPTION_PLAN * (number != DEFAULT_PLAN) | OPTION_SEED * bool(self.seed)
+        own_plan = number is not None and number == _default_plan(listed or UNLISTED)
+        options = OPTION_PLAN * (not own_plan) | OPTION_SEED * bool(self.seed)
         options |= OPTION_FLOAT * self.float_arithmetic | OPTION_NAME * bool(name)
         options |= OPTION_CHUNKS * self.chunks | OPTION_TRAILER * self.trailer
         options |= OPTION_PLANES * self.planes
@@ -87,19 +98,28 @@ class Header:
         out += encode_varint(self.width)
         if not square:
             out += encode_varint(self.height)
-        out += self.fingerprint
+        out += bytes([listed]) if listed else bytes([UNLISTED]) + self.fingerprint
         if number is None:
             t = self.plan.timesteps
             out += bytes([EXPLICIT_PLAN, len(t) - 1, self.plan.eta, self.plan.grouped])
             for value in (t[0], *(a - b for a, b in pairwise(t))):
                 out += encode_varint(value)
-        elif number != DEFAULT_PLAN:
+        elif not own_plan:
             out.append(number)
         if self.seed:
             out += encode_varint(self.seed)
         if name:
             out += encode_varint(len(name)) + name
-        return bytes(out) + bytes([crc8(bytes(out))])
+        return bytes(out) + bytes([_check(bytes(out), listed or UNLISTED)])
+
+
+def _default_plan(model: int) -> int:
+    return CATALOGUE[model].plan if model in CATALOGUE else DEFAULT_PLAN
+
+
+def _check(header: bytes, model: int) -> int:
+    """Of all bytes before it and, if they name the model by number, of its fingerprint."""
+    return crc8(header + (CATALOGUE[model].fingerprint if model in CATALOGUE else b""))
 
 
 class _Cursor:
@@ -129,13 +149,14 @@ class _Cursor:
 def read_header(content: bytes) -> tuple[Header, int]:
     """(header, number of bytes it takes); FormatError with one line when it is unusable."""
     cursor = _Cursor(content)
-    if content[:2] != MAGIC[: len(content)] or not content:
-        raise FormatError("not a .ddc file (it does not begin with the signature DD 43)")
-    cursor.take(2)
+    if content[:1] != MAGIC:
+        raise FormatError("not a .ddc file (it does not begin with the signature DD)")
+    cursor.take(1)
     first = cursor.take(1)[0]
-    if first >> 4 != VERSION:
+    version = 1 if content[:2] == VERSION_1 else first >> 4
+    if version != VERSION:
         raise FormatError(
-            f"written in version {first >> 4} of the format; this program reads version {VERSION}"
+            f"written in version {version} of the format; this program reads version {VERSION}"
         )
     options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
     grey, planes = bool(first & FLAG_GREY), bool(options & OPTION_PLANES)
@@ -143,13 +164,14 @@ def read_header(content: bytes) -> tuple[Header, int]:
         raise FormatError("the header is damaged or asks for more than this version knows")
     width = cursor.varint(1, MAX_SIDE, "the width")
     height = width if first & FLAG_SQUARE else cursor.varint(1, MAX_SIDE, "the height")
-    fingerprint = cursor.take(FINGERPRINT_BYTES)
-    plan = _read_plan(cursor) if options & OPTION_PLAN else PLANS[DEFAULT_PLAN]
+    number = cursor.take(1)[0]
+    fingerprint = _read_fingerprint(cursor, number)
+    plan = _read_plan(cursor) if options & OPTION_PLAN else PLANS[_default_plan(number)]
     seed = cursor.varint(0, MAX_SEED, "the seed") if options & OPTION_SEED else 0
     name = b""
     if options & OPTION_NAME:
         name = cursor.take(cursor.varint(1, 255, "the length of the model's name"))
-    check = crc8(content[: cursor.place])
+    check = _check(content[: cursor.place], number)
     if cursor.take(1)[0] != check:
         raise FormatError("the header is damaged (its check does not match)")
     if width * height > MAX_PIXELS:
@@ -172,6 +194,17 @@ def read_header(content: bytes) -> tuple[Header, int]:
         planes=planes,
     )
     return header, cursor.place
+
+
+def _read_fingerprint(cursor: _Cursor, number: int) -> bytes:
+    if number == UNLISTED:
+        return cursor.take(FINGERPRINT_BYTES)
+    if number not in CATALOGUE:
+        raise FormatError(
+            f"the file was written with model number {number}, unknown to this program; "
+            "a later version may have it"
+        )
+    return CATALOGUE[number].fingerprint
 
 
 def _read_plan(cursor: _Cursor) -> Plan:

@@ -79,16 +79,21 @@ SAMPLING_FLOOR = 0.25
 """Density of sampled log-SNRs at the noisy end, 1 being even; it rises linearly from there."""
 
 
-def stratified_log_snr(count: int, low: float, high: float, offset: float) -> tuple[Tensor, Tensor]:
+def stratified_log_snr(
+    count: int, low: float, high: float, offset: float, emphasis: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(log-SNRs, weights) [count]: spread over [low, high], shifted by offset in [0, 1).
 
     The clean end costs most of the bits, so it is drawn more often, and each draw weighs the
     inverse of its density: the weighted mean is that of an even spread, with less variance.
+    ``emphasis`` adds to the weights, all of it at ``low`` and nothing at ``high``, and draws
+    accordingly.
     """
+    floor = min(SAMPLING_FLOOR * (1.0 + emphasis), 0.999)
     grid = (torch.arange(count, dtype=torch.float64) + offset) / count
-    rise = 2.0 * (1.0 - SAMPLING_FLOOR)
-    place = ((SAMPLING_FLOOR**2 + 2.0 * rise * grid).sqrt() - SAMPLING_FLOOR) / rise
-    weight = 1.0 / (SAMPLING_FLOOR + rise * place)
+    rise = 2.0 * (1.0 - floor)
+    place = ((floor**2 + 2.0 * rise * grid).sqrt() - floor) / rise
+    weight = (1.0 + emphasis * (1.0 - place)) / (floor + rise * place)
     return (low + (high - low) * place).float(), weight.float()
 
 
@@ -102,16 +107,20 @@ def training_loss(
     log_snr_high: float,
     step_length: float,
     final_share: float = 3 / 16,
+    emphasis: float = 0.0,
 ) -> Loss:
     """Monte-Carlo estimate of the code length of ``images`` uint8 [B, 3, H, W] (Algorithm 1).
 
     The first ``final_share`` of the batch is evaluated at t = 1 (λ = ``log_snr_high``) for the
-    final layer, the rest at stratified λ for the coded steps.
+    final layer, the rest at stratified λ for the coded steps.  With ``emphasis`` the steps at
+    the noisy end weigh up to 1 + ``emphasis``; the result is then no code length.
     """
     levels = images.float()
     x_0 = levels / 127.5 - 1.0
     n_final = max(1, round(final_share * len(images)))
-    drawn, weight = stratified_log_snr(len(images) - n_final, log_snr_low, log_snr_high, offset)
+    drawn, weight = stratified_log_snr(
+        len(images) - n_final, log_snr_low, log_snr_high, offset, emphasis
+    )
     log_snr = torch.cat([torch.full((n_final,), log_snr_high), drawn]).to(images.device)
     weight = weight.to(images.device)[:, None, None, None]
     abar = torch.sigmoid(log_snr)[:, None, None, None]

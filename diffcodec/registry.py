@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import ModelError
 from diffcodec.model import CONFIG, Model, read_model
 from diffcodec.plans import SMALL_PIXELS
@@ -47,19 +48,24 @@ def default_model(pixels: int = 0) -> Model:
     return load_model(SMALL if pixels <= SMALL_PIXELS else LARGE)
 
 
-def is_shipped(model: Model) -> bool:
-    """Whether a file may leave out the model's name."""
-    return any(load_model(name).fingerprint == model.fingerprint for name in shipped())
+def is_listed(model: Model) -> bool:
+    """Whether a file may leave out the model's name: the catalogue has it."""
+    return number_of(model.fingerprint) is not None
 
 
 def find_model(fingerprint: bytes, name: str) -> Model:
-    """The shipped model with this fingerprint; ModelError that says what is needed otherwise."""
-    for candidate in shipped():
-        model = load_model(candidate)
+    """The shipped model with this fingerprint; ModelError that says what is needed otherwise.
+
+    name: of a model that is not listed, which may have been put beside the shipped ones.
+    """
+    number = number_of(fingerprint)
+    name = CATALOGUE[number].name if number else name
+    if name in shipped():
+        model = load_model(name)
         if model.fingerprint == fingerprint:
             return model
-    wanted = f"model '{name}'" if name else "a model of another version of diffcodec"
+    wanted = f"model '{name}'" if name else "a model"
     raise ModelError(
-        f"the file needs {wanted} (fingerprint {fingerprint.hex()}), which is not installed; "
+        f"the file needs {wanted} with fingerprint {fingerprint.hex()}, which is not installed; "
         "give its folder with --model"
     )

@@ -46,6 +46,8 @@ class TrainConfig:
     reductions: every picture is learnt from reduced by each of these factors (1: as it is).
     mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
     step_length: length in log-SNR of the steps whose cost is trained.
+    emphasis: extra weight of the noisiest steps, less for the others and none for the last: for
+        better pictures of files cut early, at some cost for whole ones.
     holdout: pictures at the end of the data kept out for validation.
     """
 
@@ -64,6 +66,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     mse_weight: float = 0.3
     step_length: float = 1.5
+    emphasis: float = 0.0
     holdout: int = 512
     seed: int = 1
 
@@ -134,7 +137,9 @@ class Trainer:
         self.model.load_state_dict(model.network.state_dict())
         self.ema.load_state_dict(model.network.state_dict())
 
-    def loss(self, model: CodecUNet, images: Tensor, generator: torch.Generator) -> Loss:
+    def loss(
+        self, model: CodecUNet, images: Tensor, generator: torch.Generator, emphasis: float = 0.0
+    ) -> Loss:
         """Code length of a batch uint8 [B, 3, H, W]; all randomness from ``generator``."""
         noise = torch.randn(images.shape, generator=generator)
         offset = float(torch.rand((), generator=generator))
@@ -146,6 +151,7 @@ class Trainer:
             log_snr_low=self.low,
             log_snr_high=self.high,
             step_length=self.config.step_length,
+            emphasis=emphasis,
         )
 
     def train_step(self) -> Loss:
@@ -153,7 +159,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         images = torch.from_numpy(self.batches(self.step))
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = self.loss(self.model, images, generator)
+            loss = self.loss(self.model, images, generator, self.config.emphasis)
         factor = self.config.lr_scale * lr_factor(self.step, self.config)
         peaks = (self.config.lr_matrix, self.config.lr_gain, self.config.lr)
         for optimizer, peak in zip(self.optimizers, peaks, strict=True):

@@ -106,9 +106,9 @@ def test_outliers_cost_nothing_when_absent_and_bytes_when_present() -> None:
 
 @pytest.mark.parametrize("steps", [-4, 0, 4, 10])
 def test_the_scale_follows_a_model_that_is_wrong(steps: int) -> None:
-    """choose_scale finds the factor between true and predicted variance, in half octaves."""
+    """choose_scale finds the factor between true and predicted variance, in quarter octaves."""
     d, s_index = source(4, 4000, 16, 32)
-    assert choose_scale(d * 2.0 ** (steps / 4), s_index) == steps
+    assert choose_scale(d * 2.0 ** (steps / 8), s_index) == steps
 
 
 @pytest.mark.parametrize("level", [S_MIN - 5, S_MIN, -49])

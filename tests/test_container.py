@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcodec.bits import crc8
+from diffcodec.catalogue import CATALOGUE
 from diffcodec.container import (
     MAGIC,
     MAX_PIXELS,
@@ -41,7 +42,8 @@ headers = st.builds(
     Header,
     width=st.integers(1, 1 << 14),
     height=st.integers(1, 1 << 14),
-    fingerprint=st.binary(min_size=3, max_size=3),
+    fingerprint=st.binary(min_size=3, max_size=3)
+    | st.sampled_from([entry.fingerprint for entry in CATALOGUE.values()]),
     plan=plans(),
     grey=st.booleans(),
     seed=st.integers(0, MAX_SEED),
@@ -58,24 +60,42 @@ def test_header_round_trip(header: Header, rest: bytes) -> None:
     assert read_header(content + rest) == (header, len(content))
 
 
-def test_plain_header_is_small() -> None:
-    """32×32, default plan, no seed: signature 2, version 1, side 1, model 3, check 1."""
+@pytest.mark.parametrize("number", sorted(CATALOGUE))
+def test_plain_header_is_small(number: int) -> None:
+    """32×32, model and its plan by number: signature, version, side, model, check: a byte each."""
+    entry = CATALOGUE[number]
+    listed = Header(32, 32, entry.fingerprint, PLANS[entry.plan])
+    assert len(listed.encode()) == 5
+    assert read_header(listed.encode()) == (listed, 5)
+    assert len(replace(listed, width=33).encode()) == 6
+    other = next(plan for plan in PLANS.values() if plan != listed.plan)
+    assert len(replace(listed, plan=other).encode()) == 7
     assert len(PLAIN.encode()) == 8
-    assert len(replace(PLAIN, width=33).encode()) == 9
+
+
+@pytest.mark.parametrize("number", sorted(CATALOGUE))
+def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model under the same number is noticed."""
+    entry = CATALOGUE[number]
+    content = Header(32, 32, entry.fingerprint, PLANS[entry.plan]).encode()
+    changed = entry.fingerprint[:2] + bytes([entry.fingerprint[2] ^ 1])
+    monkeypatch.setitem(CATALOGUE, number, replace(entry, fingerprint=changed))
+    with pytest.raises(FormatError, match="check"):
+        read_header(content)
 
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd431120010203")
+    start = bytes.fromhex("dd212000010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd4316"  # version 1, flags grey and options
+            "dd26"  # version 2, flags grey and options
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
-            "010203"
+            "00010203"
             "ff038501"  # plan written out: 3 steps, η 133, 1 step in the first layer
             "f03c" + "c8" + "50" + "13"  # 300, then −200, −80, −19
             "f2f8"  # seed 1000 = 240 + 2·256 + 248
@@ -87,7 +107,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[2:4].hex() == "1770"  # version 1, flags square, grey, options
+    assert options.encode()[1:3].hex() == "2770"  # version 2, flags square, grey, options
 
 
 @given(headers)
@@ -100,8 +120,12 @@ def test_every_prefix_of_a_header_is_refused(header: Header) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [PLAIN, Header(300, 2500, FINGERPRINT, PLAN, True, 77777, "name", True)],
-    ids=["plain", "everything"],
+    [
+        PLAIN,
+        Header(32, 32, CATALOGUE[1].fingerprint, PLANS[CATALOGUE[1].plan]),
+        Header(300, 2500, FINGERPRINT, PLAN, True, 77777, "name", True),
+    ],
+    ids=["plain", "listed", "everything"],
 )
 def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
     """CRC-8 sees every change of up to eight neighbouring bits, a byte in particular.
@@ -132,14 +156,16 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (b"\x89PNG\r\n\x1a\n", "not a .ddc file"),
         (b"\xdd", "ends inside its header"),
         (MAGIC, "ends inside its header"),
-        (MAGIC + b"\x20", "version 2"),
+        (MAGIC + b"\x30", "version 3"),
         (MAGIC + b"\x00", "version 0"),
-        (MAGIC + b"\x18", "more than this version knows"),
-        (MAGIC + b"\x14\x80", "more than this version knows"),
-        (MAGIC + b"\x14\x40", "more than this version knows"),  # one plane for three, not grey
-        (MAGIC + b"\x10\x00", "width is 0"),
-        (MAGIC + b"\x10\x01\x00", "height is 0"),
-        (MAGIC + b"\x10\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"C\x11", "version 1"),
+        (MAGIC + b"\x28", "more than this version knows"),
+        (MAGIC + b"\x24\x80", "more than this version knows"),
+        (MAGIC + b"\x24\x40", "more than this version knows"),  # one plane for three, not grey
+        (MAGIC + b"\x20\x00", "width is 0"),
+        (MAGIC + b"\x20\x01\x00", "height is 0"),
+        (MAGIC + b"\x20\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"\x21\x20\xfe", "model number 254"),
     ],
 )
 def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
@@ -148,7 +174,7 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    start = MAGIC + b"\x15\x01\x08" + FINGERPRINT + b"\xfe"
+    start = MAGIC + b"\x25\x01\x08\0" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
         read_header(start + bytes([crc8(start)]))
 
@@ -173,13 +199,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x15\x01\x08" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x25\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x15\x08\x08" + FINGERPRINT + b"\x02\xff\xfe"
+    start = MAGIC + b"\x25\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 

@@ -13,6 +13,7 @@ from conftest import GOLDEN_MODEL, TINY, write_tiny_model
 from safetensors.torch import load_file
 
 from diffcodec import ModelError
+from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.model import (
     CONFIG,
     EXACT,
@@ -24,7 +25,8 @@ from diffcodec.model import (
     save_model,
 )
 from diffcodec.network import CodecUNet, NetworkConfig
-from diffcodec.registry import default_model, find_model, is_shipped, load_model, shipped
+from diffcodec.plans import PLANS
+from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped
 from diffcodec.reverse import evaluate
 from diffcodec.schedule import Schedule
 
@@ -211,13 +213,14 @@ def test_shipped_models_are_found_by_name_and_by_fingerprint() -> None:
         model = load_model(name)
         assert model is default_model(pixels)
         assert find_model(model.fingerprint, "") is model
-        assert is_shipped(model)
+        assert is_listed(model)
+        assert model.plan == PLANS[CATALOGUE[number_of(model.fingerprint) or 0].plan]
 
 
 def test_a_folder_is_a_model_too(tiny_folder: Path) -> None:
     model = load_model(str(tiny_folder))
     assert model.name == "tiny1"
-    assert not is_shipped(model)
+    assert not is_listed(model)
     assert load_model(str(tiny_folder / ".." / tiny_folder.name)) is model
 
 

@@ -1,0 +1,30 @@
+"""Models that files name by number, as they name coding plans.
+
+The numbers are part of the format: an entry is never changed, only new ones are added, also for
+a model that is trained further.  A model that is not listed is named by its fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """name: of the folder it ships in; fingerprint: of what codes; plan: its coding plan."""
+
+    name: str
+    fingerprint: bytes
+    plan: int
+
+
+CATALOGUE: dict[int, Entry] = {
+    1: Entry("cifar10", bytes.fromhex("8deef7"), 0),
+    2: Entry("photo", bytes.fromhex("b5754e"), 1),
+}
+
+
+def number_of(fingerprint: bytes) -> int | None:
+    """The number of the model with this fingerprint, if it is listed."""
+    found = (n for n, entry in CATALOGUE.items() if entry.fingerprint == fingerprint)
+    return next(found, None)
