@@ -16,7 +16,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from diffcodec.errors import DataError, DiffcodecError
+from diffcodec.errors import DiffcodecError
+from diffcodec.files import make_folder
 from diffcodec.parallel import mark_worker
 
 
@@ -163,14 +164,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, if they are absent; DataError if that is impossible."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be made a folder ({e.strerror or e})") from e
 
 
 def run_jobs(

@@ -15,15 +15,18 @@ from diffcodec.reverse import evaluate, final_distribution
 U8 = NDArray[np.uint8]
 
 
-def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
+def exact_tensors(
+    model: Model, images: U8, seed: int, weight_max: int = 32767
+) -> dict[str, Tensor]:
     """The integer network for the model's plan and the final layer's weights of neighbours.
 
-    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.
+    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set; weight_max: see
+    diffcodec.exact.quantize.
     """
     timesteps = list(model.plan.timesteps)
     generator = torch.Generator().manual_seed(seed)
     tensors = quantize(
-        model.network, model.schedule, timesteps, torch.from_numpy(images), generator
+        model.network, model.schedule, timesteps, torch.from_numpy(images), generator, weight_max
     )
     exact = Model(model.config, model.network.state_dict(), tensors)
     rng = np.random.default_rng(seed)

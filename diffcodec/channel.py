@@ -37,8 +37,8 @@ I64 = NDArray[np.int64]
 ETA_UNIT = 128
 """η is an integer in units of 1/128: the rate spent over the ideal one."""
 
-NEGLIGIBLE = -6 * OCTAVE
-"""Coefficients with s below 2**-6 are not coded."""
+NEGLIGIBLE = -8 * OCTAVE
+"""Coefficients with s below 2**-8 are not coded."""
 
 SCALE_STEP = OCTAVE // 4
 """One step of the segment's scale: a quarter of an octave of s."""

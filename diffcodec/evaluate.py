@@ -91,7 +91,7 @@ def ideal_chain(
     bits = []
     for a, b in plan.steps:
         step, total = Step(model, x, a, b, picture.grey), 0.0
-        for rows in (rows for group in settings.groups for rows in group):
+        for rows in settings.bands:
             p = step.prior(rows)
             d = p.shifts(picture.levels[:, rows])
             s = np.exp2(p.s_index / OCTAVE)

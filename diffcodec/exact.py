@@ -4,6 +4,7 @@ An integer below 2**24 is exact in float32, and so is any sum of such integers, 
 while every partial sum stays below 2**24.  Activations are quantised to 11 bits and the weights
 of every output channel to integers such that this bound holds *by construction*; then an
 ordinary convolution gives the same integers on any CPU, thread count, instruction set or GPU.
+(Weights of the residual blocks that also fit 8 bits can take another path to them, int8.py.)
 Between convolutions stand single multiplications, additions, roundings and clamps, each exact
 under IEEE 754.  FiLM, biases and all scales are folded into one multiplier and one addend per
 channel and timestep, so the network exists for the timesteps of the coding plans only.
@@ -19,12 +20,16 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffcodec import int8
 from diffcodec.errors import ModelError
 from diffcodec.network import DATA_VARIANCE, LEAK, CodecUNet, Conv2d
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
@@ -36,6 +41,8 @@ LEAKY_MAX = 512
 """Activations are in [-LEAKY_MAX, ACTIVATION_MAX] after the activation function."""
 SUM_LIMIT = 1 << 24
 RESIDUAL_MAX = 1 << 22
+INT8_PIXELS = 48 * 48
+"""From so many on, 8-bit convolutions are worth what goes with them (of a feature map)."""
 X_UNIT = 16
 EPS_UNIT = 14
 EPS_MAX = 1 << 30
@@ -130,6 +137,7 @@ class ExactNetwork:
         self.tensors, self.blocks = tensors, blocks
         self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
         self.weights: dict[str, Tensor] = {}
+        self._int8: dict[str, int8.Int8Conv2d] = {}
         _check_convolutions()
         for key, value in tensors.items():
             if not bool(torch.isfinite(value.float()).all()):
@@ -141,6 +149,8 @@ class ExactNetwork:
                 if reach >= SUM_LIMIT:
                     raise ModelError(f"{name}: partial sums could reach {reach} >= 2**24")
                 self.weights[name] = weight
+                if "." in name and float(weight.abs().max()) <= int8.WEIGHT_MAX:
+                    self._int8[name] = int8.Int8Conv2d(weight)
 
     def missing(self, timesteps: Iterable[int]) -> list[int]:
         """Those of ``timesteps`` the network cannot be evaluated at."""
@@ -170,11 +180,38 @@ class ExactNetwork:
 
     def _stage(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
         """Residual blocks on ``r``, which they overwrite."""
+        if r[0, 0].numel() >= INT8_PIXELS and self._has_int8(stage, count):
+            return self._stage_of_int8(r, stage, count, row)
         for k in range(count):
             name = f"{stage}.{k}"
             y = self._conv(self._quantize(r, f"{name}.conv_in", row), f"{name}.conv_in")
             r = _bounded(r.add_(self._step(y, f"{name}.conv_out", row)))
         return r
+
+    def _has_int8(self, stage: str, count: int) -> bool:
+        names = product(range(count), ("conv_in", "conv_out"))
+        every = all(f"{stage}.{k}.{conv}" in self._int8 for k, conv in names)
+        return every and int8.is_exact_here()
+
+    def _stage_of_int8(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
+        """:meth:`_stage` with 8-bit convolutions, channels last; the same integers."""
+
+        def constant(name: str) -> NDArray[np.float32]:
+            return self.tensors[name][row].numpy()
+
+        flat = r[0].permute(1, 2, 0).contiguous().numpy()
+        planes = np.empty(flat.shape, np.uint8), np.empty(flat.shape, np.uint8)
+        for k in range(count):
+            name, other = f"{stage}.{k}.conv_in", f"{stage}.{k}.conv_out"
+            int8.split(flat, constant(f"{name}.in_mul"), constant(f"{name}.in_add"), planes)
+            sums = self._int8[name](*planes)
+            mul, add = constant(f"{other}.in_mul"), constant(f"{other}.in_add")
+            int8.split_sums(sums, mul, add, planes)
+            del sums  # of a large picture they are large
+            sums = self._int8[other](*planes)
+            mul, add = constant(f"{other}.out_mul"), constant(f"{other}.out_add")
+            int8.accumulate(flat, sums, mul, add, RESIDUAL_MAX)
+        return torch.from_numpy(flat).permute(2, 0, 1)[None].contiguous()
 
     def __call__(self, x: Tensor, t: int) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
@@ -216,7 +253,11 @@ class ExactNetwork:
 
 
 class _Ranges:
-    """Largest activations seen by every convolution, per timestep and input channel."""
+    """Largest activations seen by every convolution, per timestep and input channel.
+
+    After the activation function an integer reaches from −LEAKY_MAX to ACTIVATION_MAX, so what
+    is below zero there counts more.
+    """
 
     def __init__(self, network: CodecUNet) -> None:
         self.inputs: dict[str, dict[int, Tensor]] = {}
@@ -235,7 +276,8 @@ class _Ranges:
     def _input_hook(self, name: str):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen = self.inputs.setdefault(name, {})
-            largest = args[0].abs().amax(dim=(0, 2, 3))
+            below = 1.0 if name in SIGNED else ACTIVATION_MAX / LEAKY_MAX
+            largest = torch.maximum(args[0], -below * args[0]).amax(dim=(0, 2, 3))
             seen[self.t] = torch.maximum(seen.get(self.t, largest), largest)
 
         return hook
@@ -262,11 +304,13 @@ def quantize(
     timesteps: list[int],
     images: Tensor,
     generator: torch.Generator,
+    weight_max: int = 32767,
 ) -> dict[str, Tensor]:
     """The integer network's tensors for ``timesteps``, calibrated on ``images``.
 
     images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.  An activation's
     scale is s_c · g_t (channel × timestep): per channel as far as the weights can absorb it.
+    weight_max: of the residual blocks' weights; int8.WEIGHT_MAX makes large pictures faster.
     """
     ranges = _Ranges(network)
     x_0 = images.float() / 127.5 - 1.0
@@ -279,16 +323,21 @@ def quantize(
             log_snr = float(schedule.at(schedule.log_snr, t))
             network(x_t, torch.full((len(x_0),), log_snr))
     ranges.remove()
-    return _Builder(network, schedule, timesteps, ranges).build()
+    return _Builder(network, schedule, timesteps, ranges, weight_max).build()
 
 
 class _Builder:
     """Folds a float network and its activation ranges into integers and constants."""
 
     def __init__(
-        self, network: CodecUNet, schedule: Schedule, timesteps: list[int], ranges: _Ranges
+        self,
+        network: CodecUNet,
+        schedule: Schedule,
+        timesteps: list[int],
+        ranges: _Ranges,
+        weight_max: int,
     ) -> None:
-        self.network, self.timesteps = network, timesteps
+        self.network, self.timesteps, self.weight_max = network, timesteps, weight_max
         self.convs = {n: m for n, m in network.named_modules() if isinstance(m, Conv2d)}
         self.unit = [2.0 ** (math.ceil(math.log2(1.5 * top)) - 20) for top in ranges.residual]
         self.log_snr = torch.tensor([float(schedule.at(schedule.log_snr, t)) for t in timesteps])
@@ -336,13 +385,14 @@ class _Builder:
         conv = self.convs[name]
         weight = conv.kernel().detach().double()
         weight = weight * self.scale[name][None, :, None, None]
+        most = self.weight_max if "." in name else 32767
         fit = []
         for row in weight:
             reach = max(_reach(row[None], name in SIGNED), 1e-30)
             k = (SUM_LIMIT - 1) / reach
             while _reach((row[None] * k).round(), name in SIGNED) >= SUM_LIMIT:
                 k *= 0.999
-            fit.append(min(k, 32767.0 / max(float(row.abs().max()), 1e-30)))
+            fit.append(min(k, most / max(float(row.abs().max()), 1e-30)))
         k_out = torch.tensor(fit, dtype=torch.float64)
         integers = (weight * k_out[:, None, None, None]).round()
         self.out[f"{name}.weight"] = integers.to(torch.int16)

@@ -60,3 +60,11 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise DataError(f"{path}: {(e.strerror or str(e)).lower()}") from e
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are absent; DataError if that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{path}: cannot be made a folder ({e.strerror or e})") from e

@@ -61,6 +61,7 @@ PLANS: dict[int, Plan] = {
     # For photographs: the first layers of a large picture are layers of their own, and few.
     1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 134, 6),
+    3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
 }
 
 EFFORTS: dict[int, int] = {

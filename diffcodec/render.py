@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from diffcodec.exact import EPS_UNIT, X_UNIT
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.reverse import evaluate, predict_x0, to_levels
-from diffcodec.steps import Settings, Step
+from diffcodec.reverse import evaluate, predict_x0
+from diffcodec.steps import Settings, Step, estimated_levels
 
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
@@ -37,12 +37,7 @@ _RENDER = 2
 
 def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0(x_t), eq. 15."""
-    out = evaluate(model, x, t)
-    levels = np.empty(x.shape, dtype=np.uint8)
-    for rows in _bands(settings):
-        x0_hat = predict_x0(model, x[:, rows], t, out.rows(rows), settings.grey)
-        levels[:, rows] = to_levels(x0_hat)
-    return levels, 1
+    return estimated_levels(model, x, t, evaluate(model, x, t), settings), 1
 
 
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
@@ -58,7 +53,7 @@ def sample(seed: int) -> Render:
         for a, b in steps:
             step = Step(model, x, a, b, settings.grey)
             key = derive_key(seed, _RENDER, b)
-            for number, rows in enumerate(_bands(settings)):
+            for number, rows in enumerate(settings.bands):
                 prior = step.prior(rows)
                 noise = shared_normal(derive_key(key, number), prior.layout.size)
                 step.move(rows, prior, np.rint(noise * prior.spread()).astype(np.int64))
@@ -79,7 +74,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
         out = evaluate(model, x, a)
         keep = math.sqrt(float(schedule.at(schedule.alphas_cumprod, b)))
         rest = math.sqrt(float(schedule.at(schedule.one_minus_alphas_cumprod, b)))
-        for rows in _bands(settings):
+        for rows in settings.bands:
             own = out.rows(rows)
             x0_hat = predict_x0(model, x[:, rows], a, own, settings.grey)
             x_b = keep * x0_hat + rest * (own.eps / (1 << EPS_UNIT))
@@ -97,10 +92,6 @@ RENDERS: dict[str, Callable[[int], Render]] = {
     "flow": lambda _seed: flow,
 }
 """By name, given a seed."""
-
-
-def _bands(settings: Settings) -> list[slice]:
-    return [rows for group in settings.groups for rows in group]
 
 
 def _left(t: int, settings: Settings) -> list[tuple[int, int]]:

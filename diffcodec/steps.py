@@ -67,6 +67,11 @@ class Settings:
                 groups.append([band])
         return groups
 
+    @property
+    def bands(self) -> list[slice]:
+        """All rows of the picture, a row of segments at a time."""
+        return [rows for group in self.groups for rows in group]
+
 
 class Cut:
     """Hands out the bytes of one layer's payload in order, until they end."""
@@ -261,17 +266,21 @@ def _receive(
     return thread_map(work, len(segments))
 
 
+def estimated_levels(model: Model, x: I32, t: int, out: NetworkOutput, settings: Settings) -> U8:
+    """x̂_0(x_t), eq. 15, of the network's outputs at x: levels uint8 [3, H, W]."""
+    levels = np.empty(x.shape, dtype=np.uint8)
+    for rows in settings.bands:
+        levels[:, rows] = to_levels(predict_x0(model, x[:, rows], t, out.rows(rows), settings.grey))
+    return levels
+
+
 class Final:
     """p_θ(x_0 | x_1), strip by strip; shown: levels uint8 [3, H, W] of x̂_0(x_1)."""
 
     def __init__(self, model: Model, x: I32, settings: Settings) -> None:
         self.model, self.x, self.grey = model, x, settings.grey
         self._out = evaluate(model, x, 1)
-        self.shown: U8 = np.empty(x.shape, dtype=np.uint8)
-        for group in settings.groups:
-            for rows in group:
-                x0_hat = predict_x0(model, x[:, rows], 1, self._out.rows(rows), self.grey)
-                self.shown[:, rows] = to_levels(x0_hat)
+        self.shown = estimated_levels(model, x, 1, self._out, settings)
 
     def distribution(self, rows: slice) -> Distribution:
         """What the coder needs for these rows, which begin at a multiple of 8."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffcodec.data import U8, CropSampler, load_images, reduced
 from diffcodec.errors import DataError
-from diffcodec.files import atomic_path
+from diffcodec.files import atomic_path, make_folder
 from diffcodec.model import Model, ModelConfig, save_model
 from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
 from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
@@ -295,17 +295,10 @@ def train(
         trainer.load_state_dict(state)
     elif init is not None:
         trainer.start_from(init)
-    _make_folder(out)
+    make_folder(out)
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
     return trainer
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DataError(f"{out}: cannot be made ({e.strerror or e})") from e
 
 
 def _run(

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffcodec.channel import ESCAPE_AT, choose_scale, receive_segment, segment_size, send_segment
+from diffcodec.channel import (
+    ESCAPE_AT,
+    NEGLIGIBLE,
+    choose_scale,
+    receive_segment,
+    segment_size,
+    send_segment,
+)
 from diffcodec.errors import FormatError
 from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
 
@@ -111,7 +118,7 @@ def test_the_scale_follows_a_model_that_is_wrong(steps: int) -> None:
     assert choose_scale(d * 2.0 ** (steps / 8), s_index) == steps
 
 
-@pytest.mark.parametrize("level", [S_MIN - 5, S_MIN, -49])
+@pytest.mark.parametrize("level", [S_MIN - 5, S_MIN, NEGLIGIBLE - 1])
 def test_segments_of_negligible_variance_take_no_bytes(level: int) -> None:
     d, s_index = source(1, 2000, level, level)
     code, sent = send_segment(d, s_index, 9, eta=ETA, survivors=16)

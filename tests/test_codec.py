@@ -299,7 +299,7 @@ def test_the_noise_of_every_step_is_what_was_asked_for(shipped: Model, bird: U8)
 
     M = 64 survivors leave some per cent; 3072 coefficients scatter by √(2/3072) = 2.6 %.
     """
-    settings = Settings(PLANS[0], 32, 32)
+    settings = Settings(shipped.plan, 32, 32)
     sent = sent_layers(shipped, bird, settings)
     ratios = [layer.noise_ratio for layer in sent if layer.b and len(layer.code) > 50]
     assert len(ratios) >= 4

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_picture
+from PIL import Image
 from torch import Tensor
 
-from diffcodec import exact
+from diffcodec import exact, int8
 from diffcodec.errors import ModelError
 from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers, quantize
 from diffcodec.network import CodecUNet, NetworkConfig
@@ -65,6 +68,27 @@ def test_agrees_with_the_float_network(pair: tuple[CodecUNet, dict[str, Tensor]]
     # 11-bit activations give some parts in a thousand; white noise as a picture also exceeds
     # the calibrated ranges here and there, which costs some per cent.
     assert float(error.std()) < 0.05 * float(true.eps.std())
+
+
+def test_what_is_below_zero_is_not_cut() -> None:
+    """Channels that are mostly negative fit the shorter side of the integers' range."""
+    network = random_network(5)
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if name.endswith(".film"):
+                module.bias[len(module.bias) // 2 :].sub_(6.0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    integers = ExactNetwork(quantize(network, Schedule(), TIMES, images, generator), CONFIG.blocks)
+    x_0 = images[0].float() / 127.5 - 1.0
+    for t in TIMES:
+        x = Schedule().q_sample(x_0.numpy(), t, torch.randn(x_0.shape, generator=generator).numpy())
+        x_t = torch.from_numpy(x * 65536).round().int()
+        with torch.inference_mode():
+            log_snr = torch.tensor([float(Schedule().log_snr[t])])
+            true = network(x_t[None].float() / 65536, log_snr).eps[0].double()
+        error = integers(x_t, t).eps.double() / (1 << exact.EPS_UNIT) - true
+        assert float(error.std()) < 0.01 * float(true.std())
 
 
 def test_every_partial_sum_stays_below_2_24(pair: tuple[CodecUNet, dict[str, Tensor]]) -> None:
@@ -123,6 +147,58 @@ def test_equals_a_float64_reference(
         assert same(network(state(t, 11), t), found)
 
 
+@pytest.fixture(scope="module")
+def small_weights() -> dict[str, Tensor]:
+    """Integers whose residual blocks have weights of 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    network = random_network(3)
+    return quantize(network, Schedule(), TIMES, images, generator, int8.WEIGHT_MAX)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_8_bit_convolutions_give_the_same_integers(
+    small_weights: dict[str, Tensor], t: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not int8.is_exact_here():
+        pytest.skip("this machine has no exact 8-bit convolutions")
+    network = ExactNetwork(small_weights, CONFIG.blocks)
+    assert len(network._int8) == 10
+    states = [state(t, 5, size=40), (9 * state(t, 6, size=40)).clamp(-(1 << 20), 1 << 20)]
+    monkeypatch.setattr(exact, "INT8_PIXELS", 1 << 30)
+    expected = [network(x, t) for x in states]
+    monkeypatch.setattr(exact, "INT8_PIXELS", 1)
+    used = []
+    original = int8.Int8Conv2d.__call__
+    monkeypatch.setattr(
+        int8.Int8Conv2d, "__call__", lambda *args: (used.append(1), original(*args))[1]
+    )
+    for x, found in zip(states, expected, strict=True):
+        assert same(network(x, t), found)
+    assert len(used) == 2 * 10
+
+
+def test_8_bit_convolutions_are_left_where_they_are_not_exact(
+    small_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saturating sums are noticed, and then the float32 path is taken."""
+    network = ExactNetwork(small_weights, CONFIG.blocks)
+    expected = network(state(60, 5, size=40), 60)
+    original = int8.Int8Conv2d._plane
+    monkeypatch.setattr(
+        int8.Int8Conv2d,
+        "_plane",
+        lambda *args: np.clip(original(*args), -(1 << 15), 1 << 15).astype(np.float32),
+    )
+    monkeypatch.setattr(exact, "INT8_PIXELS", 1)
+    int8.is_exact_here.cache_clear()
+    try:
+        assert not int8.is_exact_here()
+        assert same(network(state(60, 5, size=40), 60), expected)
+    finally:
+        int8.is_exact_here.cache_clear()
+
+
 def test_a_tile_with_its_halo_equals_the_whole(
     pair: tuple[CodecUNet, dict[str, Tensor]],
 ) -> None:
@@ -134,13 +210,20 @@ def test_a_tile_with_its_halo_equals_the_whole(
     assert torch.equal(whole[:, :64, :64], tile[:, :64, :64])
 
 
-def test_files_decode_the_same_under_all_configurations() -> None:
-    """Threads, instruction sets, oneDNN off, denormals, a float64 reference, batches, tiles."""
+@pytest.mark.parametrize("size", [32, 104])
+def test_files_decode_the_same_under_all_configurations(size: int, tmp_path: Path) -> None:
+    """Threads, instruction sets, oneDNN off, denormals, a float64 reference, batches, tiles.
+
+    The larger picture takes 8-bit convolutions where there are any.
+    """
     root = Path(__file__).parents[1]
+    Image.fromarray(load_picture("budgerigar.png")[60 : 60 + size, 120 : 120 + size]).save(
+        tmp_path / "picture.png"
+    )
     command = [sys.executable, str(root / "tools" / "check_determinism.py"), "--limit", "1"]
-    command += ["--data", str(root / "tests" / "data" / "budgerigar-32.png")]
+    command += ["--data", str(tmp_path / "picture.png"), "--stop", "0", "--stop", "150"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("t = 0: 0 differ") >= 10
+    assert done.stdout.count("t = 0: 0 differ") >= 11
     assert "\n0 mismatches" in done.stdout

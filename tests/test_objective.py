@@ -122,6 +122,16 @@ def test_log_snr_is_stratified_and_weighted(offset: float) -> None:
         assert found == pytest.approx(even, rel=0.02, abs=0.03)
 
 
+def test_emphasis_weighs_the_noisy_end_more() -> None:
+    """1 + emphasis at the noisy end, as before at the clean one, linear between."""
+    for emphasis in (0.5, 2.0, 3.0):
+        values, weights = stratified_log_snr(4096, 0.0, 1.0, 0.5, emphasis)
+        for power in range(3):
+            even = (1 + emphasis) / (power + 1) - emphasis / (power + 2)
+            found = float((weights.double() * values.double() ** power).mean())
+            assert found == pytest.approx(even, rel=0.01)
+
+
 def test_the_clean_end_is_drawn_more_often() -> None:
     values, _ = stratified_log_snr(1000, 0.0, 1.0, 0.5)
     assert float((values > 0.5).float().mean()) == pytest.approx(0.6875, abs=0.002)

@@ -3,10 +3,10 @@
     python tools/check_determinism.py --data test_first5000.webp --limit 200
 
 The files are written once, by this process.  Every configuration then runs in a process of its
-own: thread counts, instruction sets oneDNN may use, oneDNN off, denormals flushed, a float64
-reference of the same integers, many pictures at a time, pictures in tiles, a GPU if there is
-one.  Every decoded picture, whole and stopped early, must be the same everywhere; the exit code
-is 1 otherwise.
+own: thread counts, instruction sets oneDNN may use (with some of which there are no exact 8-bit
+convolutions), oneDNN off, denormals flushed, a float64 reference of the same integers, many
+pictures at a time, pictures in tiles, a GPU if there is one.  Every decoded picture, whole and
+stopped early, must be the same everywhere; the exit code is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 
 import diffcodec
+from diffcodec import exact
+from diffcodec.container import MAX_PIXELS
 from diffcodec.data import load_images
 from diffcodec.exact import ExactNetwork, Integers
 from diffcodec.model import Model
@@ -38,12 +40,13 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "oneDNN off": {"ONEDNN": "off"},
     "denormals flushed": {"FLUSH": "on"},
-    "float64 reference": {"REFERENCE": "float64"},
+    "no 8-bit sums": {"INT8": "off"},
+    "float64 reference": {"REFERENCE": "float64", "INT8": "off"},
     "batches of 16": {"BATCH": "16"},
     "in four tiles": {"TILES": "on"},
 }
 if torch.cuda.is_available():
-    CONFIGURATIONS["CUDA"] = {"REFERENCE": "cuda"}
+    CONFIGURATIONS["CUDA"] = {"REFERENCE": "cuda", "INT8": "off"}
 
 
 Convolution = Callable[[ExactNetwork, torch.Tensor, str], torch.Tensor]
@@ -82,6 +85,8 @@ def configure() -> None:
     torch.set_flush_denormal(os.environ.get("FLUSH") == "on")
     if "REFERENCE" in os.environ:
         ExactNetwork._conv = REFERENCES[os.environ["REFERENCE"]]  # type: ignore[method-assign]
+    if os.environ.get("INT8") == "off":
+        exact.INT8_PIXELS = MAX_PIXELS
     if os.environ.get("TILES") == "on":
         Model.evaluate = _in_tiles()  # type: ignore[method-assign]
 
