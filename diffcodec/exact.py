@@ -194,7 +194,7 @@ class ExactNetwork:
         return every and int8.is_exact_here()
 
     def _stage_of_int8(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
-        """:meth:`_stage` with 8-bit convolutions, channels last; the same integers."""
+        """:meth:`_stage` with 8-bit convolutions: the same integers, in memory channels last."""
 
         def constant(name: str) -> NDArray[np.float32]:
             return self.tensors[name][row].numpy()
@@ -211,7 +211,7 @@ class ExactNetwork:
             sums = self._int8[other](*planes)
             mul, add = constant(f"{other}.out_mul"), constant(f"{other}.out_add")
             int8.accumulate(flat, sums, mul, add, RESIDUAL_MAX)
-        return torch.from_numpy(flat).permute(2, 0, 1)[None].contiguous()
+        return torch.from_numpy(flat).permute(2, 0, 1)[None]
 
     def __call__(self, x: Tensor, t: int) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
