@@ -1,0 +1,8 @@
+"""The command line: arguments and printing, nothing else.
+
+Exit codes: 0 done, 1 something is wrong with the data (one line says what), 2 usage.
+"""
+
+from diffcodec.cli import files as files
+from diffcodec.cli import models as models
+from diffcodec.cli.base import main as main

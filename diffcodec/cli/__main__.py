@@ -1,0 +1,5 @@
+"""``python -m diffcodec.cli``."""
+
+from diffcodec.cli import main
+
+main()

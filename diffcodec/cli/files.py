@@ -1,0 +1,402 @@
+"""Commands on pictures and files: encode, decode, truncate, info."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
+from diffcodec.cli.base import PATH, Progress, T, main
+from diffcodec.errors import DataError, DiffcodecError, FormatError
+from diffcodec.files import make_folder
+from diffcodec.plans import EFFORTS
+
+
+def _limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:
+    """The size limit in bytes; UsageError if both kinds are given."""
+    if bpp is not None and max_bytes is not None:
+        raise click.UsageError("give --bpp or a number of bytes, not both")
+    if bpp is not None and not math.isfinite(bpp):
+        raise click.UsageError(f"--bpp must be a number of bits, not {bpp}")
+    return int(bpp * area / 8) if bpp is not None else max_bytes
+
+
+def _result(size: int, area: int, values: int, seconds: float) -> str:
+    return f"{size} bytes, {8 * size / area:.3f} bpp, {8 * size / values:.3f} bpd, {seconds:.2f} s"
+
+
+def _many(
+    name: str,
+    sources: Sequence[Path],
+    output: Path | None,
+    suffixes: Set[str],
+    suffix: str,
+    worker: Worker,
+    jobs: int,
+    force: bool,
+) -> None:
+    """Run ``worker`` over many files: a line for each, then a summary; exit code 1 on failure."""
+    if output is None:
+        raise click.UsageError("a folder, a pattern or several sources need -o FOLDER")
+    found = collect(sources, suffixes, output, suffix)
+    make_folder(output)
+    bar, ended = Progress(name), 0
+    bar(0, len(found))
+
+    def report(outcome: Outcome) -> None:
+        nonlocal ended
+        ended += 1
+        bar.clear()
+        _report(outcome)
+        bar(ended, len(found))
+
+    try:
+        summary = run_jobs(found, worker, jobs, report, force=force)
+    finally:
+        bar.close()
+    click.echo(
+        f"{summary.done} done, {summary.skipped} skipped, {summary.failed} failed: "
+        f"{summary.size} bytes, {8 * summary.size / max(summary.pixels, 1):.3f} bpp, "
+        f"{summary.seconds:.2f} s"
+    )
+    if summary.failed:
+        click.get_current_context().exit(1)
+
+
+def _report(outcome: Outcome) -> None:
+    """Print how one of many files went."""
+    job, result = outcome.job, outcome.result
+    if outcome.error:
+        click.echo(f"diffcodec: {outcome.error}", err=True)
+    elif result is None:
+        click.echo(f"{job.target}: done already")
+    else:
+        _show(replace(result, notes=tuple(_naming(job.source, note) for note in result.notes)))
+
+
+def _naming(source: Path, note: str) -> str:
+    """A note about one file, with the file's name if it lacks it."""
+    kind, _, text = note.partition(": ")
+    return note if str(source) in text else f"{kind}: {source}: {text}"
+
+
+def _show(result: Result) -> None:
+    """Print what became of a file."""
+    for note in result.notes:
+        click.echo(note, err=True)
+    click.echo(result.line)
+
+
+def _many_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that take many files."""
+    jobs = click.option(
+        *("--jobs", "-j"),
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="So many files at a time.",
+    )
+    force = click.option("--force", is_flag=True, help="Replace files that exist.")
+    return jobs(force(command))
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """The options of ``encode`` that shape a file."""
+
+    model: str | None
+    stop_t: int | None
+    bpp: float | None
+    max_bytes: int | None
+    target_psnr: float | None
+    effort: int | None
+    seed: int
+    strip: bool
+
+
+@main.command()
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, help="Default: SOURCE with the suffix .ddc. Of many: a folder."
+)
+@click.option("--model", help="Name of a shipped model, or a model folder.")
+@click.option("--stop-t", type=T, help="No layer finer than timestep T.")
+@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Limit in bits per pixel.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Limit in bytes.")
+@click.option("--target-psnr", type=click.FloatRange(0, 99), help="Just good enough for this, dB.")
+@click.option(
+    "--effort",
+    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
+    help="More effort: smaller files, slower encoding, decoding as fast.  "
+    "[default: 5 up to 64×64 pixels, else 3]",
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
+@click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
+@_many_options
+def encode(
+    sources: tuple[Path, ...],
+    output: Path | None,
+    model: str | None,
+    stop_t: int | None,
+    bpp: float | None,
+    max_bytes: int | None,
+    target_psnr: float | None,
+    effort: int | None,
+    seed: int,
+    strip: bool,
+    jobs: int,
+    force: bool,
+) -> None:
+    """Encode the picture SOURCE; lossless unless limited.
+
+    SOURCE may also be a folder (all pictures below it), a pattern in quotes, or several of these.
+    Files that OUTPUT holds already are then skipped, however they were made.
+
+    \b
+    diffcodec encode photo.png
+    diffcodec encode photo.png -o small.ddc --bpp 0.5
+    diffcodec encode photo.png -o half.ddc --stop-t 20
+    diffcodec encode photos -o encoded --jobs 4
+    diffcodec encode 'photos/**/*.png' -o encoded
+    """
+    from diffcodec import registry
+    from diffcodec.data import IMAGE_SUFFIXES
+
+    _limit(bpp, max_bytes, 1)  # impossible for every picture?
+    settings = EncodeSettings(model, stop_t, bpp, max_bytes, target_psnr, effort, seed, strip)
+    if is_many(sources):
+        if model:
+            registry.load_model(model)  # what is wrong with it is wrong with every file
+        worker = partial(_encode_file, settings=settings)
+        _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
+        return
+    target = output or sources[0].with_suffix(".ddc")
+    _show(_encode_file(sources[0], target, settings, Progress("encode")))
+
+
+def _encode_file(
+    source: Path,
+    target: Path,
+    settings: EncodeSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Encode one picture file; DiffcodecError when that is impossible."""
+    from diffcodec import api, registry
+    from diffcodec.files import write_bytes
+    from diffcodec.image import read_image
+
+    picture = read_image(source)
+    if settings.strip:
+        picture = picture.without_metadata()
+    area = picture.width * picture.height
+    loaded = registry.load_model(settings.model) if settings.model else None
+    notes = []
+    if picture.source in {"JPEG", "MPO"}:
+        notes.append(
+            "note: the pixels of a JPEG file are coded: a lossless file can be larger than it, "
+            "and gives back the pixels, not the JPEG file"
+        )
+    begun = time.perf_counter()
+    content = api.encode(
+        picture,
+        model=loaded,
+        effort=settings.effort,
+        seed=settings.seed,
+        stop_t=settings.stop_t or 0,
+        max_bytes=_limit(settings.bpp, settings.max_bytes, area),
+        target_psnr=settings.target_psnr,
+        progress=progress,
+    )
+    write_bytes(target, content)
+    values = area * picture.colours
+    result = _result(len(content), area, values, time.perf_counter() - begun)
+    return Result(f"{target}: {result}", len(content), area, tuple(notes))
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """The options of ``decode``; overwrite: the target may exist."""
+
+    model: str | None
+    stop_t: int | None
+    max_bytes: int | None
+    recon: str
+    seed: int
+    overwrite: bool
+
+
+@main.command()
+@click.argument("sources", metavar="SOURCE...", type=PATH, nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, help="Default: SOURCE with the suffix .png. Of many: a folder."
+)
+@click.option("--model", help="Model folder, for files of a model that is not shipped.")
+@click.option("--stop-t", type=T, help="Stop at the smallest coded timestep >= T.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Use only the file's first bytes.")
+@click.option(
+    "--recon",
+    type=click.Choice(["mean", "x0", "sample", "flow"]),
+    default="mean",
+    show_default=True,
+    help="What to show of a lossy picture: the least error (mean; x0: a little more, but faster), "
+    "a realistic guess (sample), or the likeliest way on (flow).",
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, help="Of --recon sample.")
+@_many_options
+def decode(
+    sources: tuple[Path, ...],
+    output: Path | None,
+    model: str | None,
+    stop_t: int | None,
+    max_bytes: int | None,
+    recon: str,
+    seed: int,
+    jobs: int,
+    force: bool,
+) -> None:
+    """Decode SOURCE, whole or cut: exact if it is complete, else the best picture it holds.
+
+    SOURCE may also be a folder (all .ddc files below it), a pattern in quotes, or several of
+    these. Pictures that OUTPUT holds already are then skipped, however they were made.
+
+    \b
+    diffcodec decode photo.ddc
+    diffcodec decode photo.ddc -o preview.png --stop-t 200
+    diffcodec decode photo.ddc -o guess.png --max-bytes 5000 --recon sample
+    diffcodec decode encoded -o pictures --jobs 4
+    """
+    from diffcodec import registry
+
+    if is_many(sources):
+        settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
+        if model:
+            registry.load_model(model)  # what is wrong with it is wrong with every file
+        worker = partial(_decode_file, settings=settings)
+        _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
+        return
+    target = output or sources[0].with_suffix(".png")
+    overwrite = force or output is not None
+    settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
+    _show(_decode_file(sources[0], target, settings))
+
+
+def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
+    """Decode one file; DiffcodecError when that is impossible."""
+    from diffcodec import api, registry
+    from diffcodec.files import read_bytes, write_bytes
+    from diffcodec.image import image_bytes, not_kept
+
+    content = read_bytes(source)[: settings.max_bytes]
+    loaded = registry.load_model(settings.model) if settings.model else None
+    begun = time.perf_counter()
+    try:
+        decoded = api.decode(
+            content,
+            stop_t=settings.stop_t or 0,
+            model=loaded,
+            recon=settings.recon,
+            seed=settings.seed,
+        )
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    if target.exists() and not settings.overwrite:
+        raise DataError(f"{target} exists; name the output with -o")
+    notes = []
+    written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
+    write_bytes(target, written)
+    if lost := not_kept(written, decoded.pixels, decoded.metadata):
+        notes.append(f"note: not in a {target.suffix} file: {', '.join(lost)}")
+    if decoded.exact and decoded.metadata_cut:
+        notes.append(f"note: {source} ends inside its metadata; the pixels are exact")
+    if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
+        notes.append(f"note: a {target.suffix} file does not keep every pixel")
+    if decoded.float_arithmetic:
+        notes.append(
+            f"warning: {source} was written in floating point; another machine than the writer's "
+            "may decode something else"
+        )
+    area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
+    quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
+    result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
+    return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True)
+@click.option("--bytes", "max_bytes", type=click.IntRange(1), help="Keep this many bytes.")
+@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Keep this many bits/pixel.")
+@click.option("--stop-t", type=T, help="Keep layers down to the smallest timestep >= T.")
+@click.option("--model", help="Folder of the model the file was written with.")
+def truncate(
+    source: Path,
+    output: Path,
+    max_bytes: int | None,
+    bpp: float | None,
+    stop_t: int | None,
+    model: str | None,
+) -> None:
+    """Cut a file: the first bytes of a .ddc file are a smaller, coarser .ddc file.
+
+    \b
+    diffcodec truncate photo.ddc -o small.ddc --bpp 0.5
+    """
+    from diffcodec import api, registry
+    from diffcodec.container import read_header
+    from diffcodec.files import read_bytes, write_bytes
+
+    if sum(option is not None for option in (max_bytes, bpp, stop_t)) != 1:
+        raise click.UsageError("give exactly one of --bytes, --bpp and --stop-t")
+    content = read_bytes(source)
+    loaded = registry.load_model(model) if model else None
+    try:
+        header, _ = read_header(content)
+        area = header.width * header.height
+        limit = _limit(bpp, max_bytes, area)
+        kept = api.truncate(content, max_bytes=limit, stop_t=stop_t or 0, model=loaded)
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    write_bytes(output, kept)
+    click.echo(f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp")
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--model", help="Folder of the model the file was written with.")
+def info(source: Path, as_json: bool, model: str | None) -> None:
+    """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
+    from diffcodec import api, registry
+    from diffcodec.files import read_bytes
+
+    content = read_bytes(source)
+    loaded = registry.load_model(model) if model else None
+    try:
+        facts = api.describe(content, loaded)
+    except DiffcodecError as e:
+        raise type(e)(f"{source}: {e}") from None
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _show_info(facts)
+    if facts["damage"]:
+        raise FormatError(f"{source}: {facts['damage']}")
+
+
+def _show_info(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if key != "layers" and value is not None:
+            click.echo(f"{key.replace('_', ' ')}: {value}")
+    click.echo("    t  noise (levels)       bits  up to here (bpp)")
+    for row in facts["layers"]:
+        noise = "?" if row["noise_levels"] is None else f"{row['noise_levels']:.2f}"
+        mark = "" if row["whole"] else "  (cut)"
+        click.echo(f"{row['t']:5d}  {noise:>14}  {row['bits']:9d}  {row['bpp']:16.4f}{mark}")
