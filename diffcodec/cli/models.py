@@ -285,8 +285,8 @@ def quantize(
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
     model's: 2 is for small pictures, 3 for photographs. The activations' ranges are calibrated
-    on crops of the pictures.  With --int8 the network runs at twice the speed on large pictures
-    and its steps cost 0.2 % more bits.  Files written with the model before cannot be read with
+    on crops of the pictures.  With --int8 the network is 1.5 times as fast on large pictures and
+    its steps cost 0.2 % more bits.  Files written with the model before cannot be read with
     it after.
     """
     from diffcodec.calibrate import exact_tensors
