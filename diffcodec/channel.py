@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -136,18 +137,26 @@ def choose_scale(d: F64, s_index: I64) -> int:
 
     d²/(1+cs) is capped at ESCAPE_AT², as escapes do.
     """
-    squares, limit = np.square(d), S_MAX - S_MIN
+    squares = np.square(d)
     place = np.clip(s_index, S_MIN, S_MAX) - S_MIN
-    numbers = np.bincount(place, minlength=limit + 1)
-    total = 1.0 + 2.0 ** (np.arange(S_MIN, S_MAX + 1) / OCTAVE)
-    own = np.log(total) + 1.0 / total
+    numbers = np.bincount(place, minlength=S_MAX - S_MIN + 1)
     costs = []
-    for j in range(SCALE_RANGE[0], SCALE_RANGE[1] + 1):
-        moved = np.clip(np.arange(limit + 1) + SCALE_STEP * j, 0, limit)
-        excess = np.minimum(squares / total[moved][place], ESCAPE_AT**2)
-        costs.append(0.5 * float(numbers @ own[moved] + excess.sum()))
-        costs[-1] += math.log(2.0) * _head(j, escapes=False).bit_length
+    for total, own, head in _scales():
+        excess = np.minimum(squares / total[place], ESCAPE_AT**2)
+        costs.append(0.5 * float(numbers @ own + excess.sum()) + head)
     return SCALE_RANGE[0] + int(np.argmin(costs))
+
+
+@cache
+def _scales() -> list[tuple[F64, F64, float]]:
+    """(1 + cs, ln(1 + cs) + 1/(1 + cs) for every index of s, nats of its code) for every j."""
+    found = []
+    for j in range(SCALE_RANGE[0], SCALE_RANGE[1] + 1):
+        moved = np.clip(np.arange(S_MIN, S_MAX + 1) + SCALE_STEP * j, S_MIN, S_MAX)
+        total = 1.0 + 2.0 ** (moved / OCTAVE)
+        head = math.log(2.0) * _head(j, escapes=False).bit_length
+        found.append((total, np.log(total) + 1.0 / total, head))
+    return found
 
 
 def _head(scale: int, escapes: bool) -> BitWriter:

@@ -39,7 +39,7 @@ WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FINGERPRINT_BYTES = 3
 NEIGHBOURS = "neighbours"
-TILE = 1024
+TILE = 768
 """Larger pictures are evaluated in tiles of this side, in bounded memory."""
 
 _THREADS = threading.Lock()
