@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from diffcodec.ddpm.process import Prediction, Variance
+from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
 from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
 from diffcodec.files import read_bytes, write_bytes
@@ -33,6 +35,9 @@ from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import PLANS, Plan
 from diffcodec.schedule import Schedule
 from diffcodec.transform import BANDS, BLOCK
+
+UNET = "unet"
+"""Kind of a model whose network is one of the paper's; the codec's own has none."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -47,33 +52,49 @@ _THREADS = threading.Lock()
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What, besides the weights, defines a model; plan: number of the plan it codes with."""
+    """What, besides the weights, defines a model; plan: number of the plan it codes with.
+
+    network: the codec's own or a U-Net of the paper's; of the latter prediction and variance
+    say what its outputs are (see diffcodec/ddpm/process.py).
+    """
 
     name: str
-    network: NetworkConfig
+    network: NetworkConfig | UNetConfig
     schedule: Schedule
     plan: int = 0
+    prediction: Prediction = "eps"
+    variance: Variance = "posterior"
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "name": self.name,
-                "network": self.network.to_dict(),
-                "schedule": asdict(self.schedule),
-                "plan": self.plan,
-            },
-            indent=2,
-        )
+        values: dict[str, Any] = {
+            "name": self.name,
+            "network": self.network.to_dict(),
+            "schedule": asdict(self.schedule),
+            "plan": self.plan,
+        }
+        if isinstance(self.network, UNetConfig):
+            values["kind"] = UNET
+            values["prediction"], values["variance"] = self.prediction, self.variance
+        return json.dumps(values, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         values: dict[str, Any] = json.loads(text)
+        kinds: dict[object, Any] = {None: NetworkConfig, UNET: UNetConfig}
         return cls(
             name=str(values["name"]),
-            network=NetworkConfig.from_dict(values["network"]),
+            network=kinds[values.get("kind")].from_dict(values["network"]),
             schedule=Schedule(**values["schedule"]),
             plan=_plan_number(values.get("plan", 0)),
+            prediction=_one_of(get_args(Prediction), values.get("prediction", "eps")),
+            variance=_one_of(get_args(Variance), values.get("variance", "posterior")),
         )
+
+
+def _one_of(choices: tuple[Any, ...], value: object) -> Any:
+    if value not in choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+    return value
 
 
 def _plan_number(value: object) -> int:
@@ -121,6 +142,9 @@ class Model:
         exact: dict[str, Tensor] | None = None,
     ) -> None:
         self.config, self.schedule = config, config.schedule
+        if isinstance(config.network, UNetConfig):
+            raise ModelError(f"model '{config.name}' samples, but has no variances to code with")
+        self.halo = config.network.halo
         half = {k: v.to(torch.float16) for k, v in weights.items()}
         self.fingerprint = _fingerprint(config, exact or half)[:FINGERPRINT_BYTES]
         try:
@@ -163,7 +187,7 @@ class Model:
         _, height, width = x.shape
         if max(height, width) <= tile:
             return self._evaluate(x, t)
-        whole, halo = _empty(height, width, final=t == 1), self.config.network.halo
+        whole, halo = _empty(height, width, final=t == 1), self.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
@@ -210,9 +234,10 @@ def _empty(height: int, width: int, final: bool) -> Integers:
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors (half precision) into ``folder``."""
-    half = {k: v.detach().cpu().to(torch.float16).contiguous() for k, v in weights.items()}
-    write_bytes(folder / WEIGHTS, save(half))
+    """Write config.json and model.safetensors into ``folder``: in half precision what codes."""
+    dtype = torch.float32 if isinstance(config.network, UNetConfig) else torch.float16
+    stored = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights.items()}
+    write_bytes(folder / WEIGHTS, save(stored))
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
@@ -222,16 +247,27 @@ def save_exact(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) ->
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
-def read_model(folder: Path) -> Model:
-    """Load a model folder; ModelError with one line when it is missing or malformed."""
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder; ModelError if it is missing or malformed."""
     try:
-        config = ModelConfig.from_json(read_bytes(folder / CONFIG).decode())
-        weights = load_file(folder / WEIGHTS)
-        exact = load_file(folder / EXACT) if (folder / EXACT).exists() else None
+        return ModelConfig.from_json(read_bytes(folder / CONFIG).decode())
     except DataError as e:
         raise ModelError(f"{folder}: not a model folder ({e})") from e
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"{folder}: weights cannot be read ({e})") from e
     except (ValueError, KeyError, TypeError) as e:
         raise ModelError(f"{folder / CONFIG}: not a model configuration ({e})") from e
-    return Model(config, weights, exact)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ModelError if it cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"{path.parent}: weights cannot be read ({e})") from e
+
+
+def read_model(folder: Path) -> Model:
+    """Load a model folder; ModelError with one line when it is missing or malformed."""
+    config, exact = read_config(folder), folder / EXACT
+    return Model(
+        config, read_weights(folder / WEIGHTS), read_weights(exact) if exact.exists() else None
+    )

@@ -289,7 +289,7 @@ def train(
                 raise DataError(f"{out}: {lengthen} steps would not make this run longer")
         schedule = Schedule(**state["schedule"])
     elif init is not None:
-        config, schedule = replace(config, network=init.config.network), init.schedule
+        config, schedule = replace(config, network=init.network.config), init.schedule
     trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
     if state is not None:
         trainer.load_state_dict(state)

@@ -233,7 +233,7 @@ def train(
         raise click.UsageError("--init gives the network's shape; leave out --channels, --blocks")
     begin = registry.load_model(init) if init else None
     if begin:
-        network = begin.config.network
+        network = begin.network.config
     config = replace(TrainConfig(network=network), **given)
     if config.crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
