@@ -230,7 +230,10 @@ def _unet(name: str) -> UNetConfig:
             f"--network {name}: not one of {CODEC}, {', '.join(CONFIGS)}, nor a .json file"
         )
     try:
-        return UNetConfig.from_dict(json.loads(read_bytes(Path(name))))
+        values = json.loads(read_bytes(Path(name)))
+        if not isinstance(values, dict):
+            raise ValueError("no settings in it")
+        return UNetConfig.from_dict(values)
     except (ValueError, TypeError) as e:
         raise click.UsageError(f"{name}: not the shape of a U-Net ({e})") from e
 
