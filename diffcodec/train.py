@@ -49,7 +49,8 @@ class Trainer:
 
     images: in memory or on disk, the held-out ones at the end; labels: their classes.
     accumulate: how many parts of a batch are evaluated one after the other; workers: processes
-    that read pictures ahead.  Neither of them, nor the world's size, changes what is learnt.
+    that read pictures ahead.  Neither of them, nor the world's size, changes what is learnt, but
+    for the masks of dropout, which are drawn anew for every part.
     """
 
     def __init__(

@@ -106,6 +106,8 @@ def train(
 ) -> None:
     """Train a model (Algorithm 1): the codec's, or a U-Net of Ho et al. 2020.
 
+    Defaults are those of the codec's network; a U-Net's are the paper's, appendix B.
+
     \b
     diffcodec train --data ~/cifar-10-python.tar.gz --out runs/cifar10 --name cifar10
     diffcodec train --data pictures/ --out runs/mine --steps 50000
