@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffcodec.data import (
     IMAGE_SUFFIXES,
+    MOSAIC_TILE,
+    MOSAIC_WIDTH,
     NO_CLASS,
     U8,
     CropSampler,
@@ -38,6 +40,7 @@ I64 = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
 """Pictures uint8 [n, 3, H, W] and their classes int64 [n]."""
 SHARD_SUFFIX = ".tar"
+IN_MEMORY = "(CIFAR-10's files, mosaics and arrays are read without --workers)"
 WHOLE = -1
 """Length of a picture that is a file of its own."""
 
@@ -69,6 +72,8 @@ class Pictures:
                 stream.seek(offset)
                 content = stream.read(None if length == WHOLE else length)
             with Image.open(io.BytesIO(content)) as image:
+                if image.width == MOSAIC_WIDTH and image.height % MOSAIC_TILE == 0:
+                    raise ValueError(f"it is a mosaic {IN_MEMORY}")
                 return np.asarray(image.convert("RGB"))
         except Exception as e:  # Pillow raises many kinds for a damaged image
             where = "" if length == WHOLE else f", picture at byte {offset}"
@@ -107,11 +112,15 @@ def index_pictures(paths: list[Path]) -> Pictures:
         elif path.suffix.lower() == SHARD_SUFFIX:
             rows.extend((len(files), *member) for member in _members(path))
             files.append(str(path))
-        else:
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
             rows.append((len(files), 0, WHOLE, NO_CLASS))
             files.append(str(path))
+        else:
+            raise DataError(
+                f"{path}: neither a folder, nor an image, nor a {SHARD_SUFFIX} {IN_MEMORY}"
+            )
     if not rows:
-        raise DataError(f"no images found in {', '.join(map(str, paths))}")
+        raise DataError(f"no images found in {', '.join(map(str, paths))} {IN_MEMORY}")
     table = np.array(rows, dtype=np.int64)
     return Pictures(files, table[:, :3], table[:, 3])
 

@@ -114,7 +114,7 @@ def test_errors_of_a_run_are_one_line(base: list[object], tmp_path: Path) -> Non
     for more, part in [
         (["--accumulate", 3], "cannot be split"),
         (["--classes", 1], "picture 1 has class 1"),
-        (["--workers", 1], "cannot be read as an image"),
+        (["--workers", 1], "without --workers"),
         (["--init", tmp_path], "--init gives"),
     ]:
         result = run(*base, *options, *more)

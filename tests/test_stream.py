@@ -225,3 +225,13 @@ def test_a_class_that_is_no_number_is_refused(tmp_path: Path) -> None:
         add(shard, "0.cls", b"cat")
     with pytest.raises(DataError, match=r"a.tar: cannot be read as a shard"):
         index_pictures([tmp_path / "a.tar"])
+
+
+def test_what_is_read_into_memory_only_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "data_batch_1.bin").write_bytes(b"")
+    (tmp_path / "mosaic.png").write_bytes(png(np.zeros((32, 3200, 3), np.uint8)))
+    for name in ("a.npz", "b", "mosaic.png"):
+        with pytest.raises(DataError, match="without --workers"):
+            index_pictures([tmp_path / name])[0]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffcodec.checkpoint import CHECKPOINT, LOG, read_checkpoint, save_checkpoint
 from diffcodec.ddpm.store import read_process
-from diffcodec.ddpm.unet import UNetConfig
+from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.distributed import bounds
 from diffcodec.errors import DataError, ModelError
 from diffcodec.model import read_config, read_weights
@@ -152,6 +152,15 @@ def test_the_papers_settings() -> None:
     assert (config.batch, config.lr, config.ema_decay, config.clip) == (128, 2e-4, 0.9999, 1.0)
     assert [lr_factor(step, config) for step in (0, 2499, 4999, 799_999)] == [2e-4, 0.5, 1.0, 1.0]
     assert TrainConfig(**paper_settings("ddpm-256")).lr == 2e-5
+
+
+def test_outputs_are_not_rounded_to_bfloat16() -> None:
+    network = UNet(SHAPE)
+    torch.nn.init.normal_(network.conv_out.weight)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(torch.randn(2, 3, 8, 8), torch.tensor([1, 500]))
+    assert out.dtype == torch.float32
+    assert not torch.equal(out, out.bfloat16().float())
 
 
 # -- parts of a batch --------------------------------------------------------------------------
