@@ -83,10 +83,12 @@ class Pictures:
 def expand(pattern: str) -> list[Path]:
     """The paths of a pattern such as ``train-{0000..0099}.tar`` or ``train-*.tar``.
 
-    Of a path without wildcards that is the path itself, whether it exists or not.
+    Of a path without wildcards, or of one that exists, that is the path itself.
     """
     from braceexpand import braceexpand
 
+    if Path(pattern).exists():
+        return [Path(pattern)]
     try:
         names = list(braceexpand(pattern))
     except ValueError as e:  # unbalanced

@@ -102,12 +102,15 @@ def test_shards_are_those_of_the_webdataset_library(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pictures[2], IMAGES[2])
 
 
-def test_patterns(shards: Path) -> None:
+def test_patterns(shards: Path, tmp_path: Path) -> None:
     wanted = [shards / "train-00.tar", shards / "train-01.tar"]
     assert expand(f"{shards}/train-*.tar") == wanted
     assert expand(f"{shards}/train-{{00..02}}.tar") == [*wanted, shards / "train-02.tar"]
     assert expand(str(shards)) == [shards]
     assert expand("/") == [Path("/")]
+    odd = tmp_path / "{a,b}[1]"
+    odd.touch()
+    assert expand(str(odd)) == [odd]
     with pytest.raises(DataError, match="nbalanced"):
         expand("train-{0..1.tar")
     with pytest.raises(DataError, match=r"train-02.tar: no such file"):

@@ -153,13 +153,15 @@ def train(
         raise click.UsageError("--reductions: only of pictures in memory; leave out --workers")
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         raise click.UsageError(f"--device {device}: not available on this machine")
+    report: Callable[[str], None] = click.echo
+    chosen = json.dumps(config.to_dict())
     if dry_run:
-        click.echo(json.dumps(config.to_dict()))
+        if not resume:
+            report(chosen)
         return
     with join(device) as (world, own_device):
-        report: Callable[[str], None] = click.echo
         if not resume and world.writes:
-            report(json.dumps(config.to_dict()))
+            report(chosen)
         run(
             [path for pattern in data for path in expand(pattern)],
             out,
