@@ -339,7 +339,12 @@ def _run(
     while trainer.step < end and not world.any(stop.requested, trainer.device):
         if trainer.step == decay_start(trainer.config) and world.writes:
             save_checkpoint(trainer.state_dict(), out / PLATEAU)
-        recent.append(trainer.train_step())
+        try:
+            recent.append(trainer.train_step())
+        except DataError:  # a picture that cannot be read, before anything has changed
+            if world.writes:
+                save_run(trainer, out, name)
+            raise
         now = time.monotonic()
         if trainer.step % 100 == 0:
             mean = mean_terms(recent)

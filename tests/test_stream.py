@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcodec.checkpoint import read_checkpoint
 from diffcodec.data import NO_CLASS, load_labelled
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError
@@ -208,6 +209,22 @@ def test_a_damaged_picture_is_one_line_that_names_it(tmp_path: Path, workers: in
     with pytest.raises(DataError, match=r"a.tar, picture at byte 512: cannot be read") as caught:
         next(batches(sampler, range(1), 0, 1, workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_run_that_meets_a_damaged_picture_can_go_on_without_it(tmp_path: Path) -> None:
+    """What was learnt until then is kept."""
+    folder, out = tmp_path / "pictures", tmp_path / "run"
+    folder.mkdir()
+    for k in range(10):
+        (folder / f"{k}.png").write_bytes(png(IMAGES[k]))
+    config = replace(CONFIG, batch=2, steps=5, holdout=0)
+    last = StreamSampler(index_pictures([folder]), 8, 2, config.seed).order(7)
+    (folder / f"{last}.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"{last}.png: cannot be read"):
+        train([folder], out, config, workers=1, report=lambda _: None)
+    assert read_checkpoint(out)["step"] == 3
+    (folder / f"{last}.png").write_bytes(png(IMAGES[0]))
+    assert train([folder], out, config, workers=1, resume=True, report=lambda _: None).step == 5
 
 
 def test_a_picture_smaller_than_the_crop_is_named(shards: Path) -> None:
