@@ -1,16 +1,16 @@
 """Training data: folders of images, CIFAR-10 in its usual forms, and mosaics of tiles.
 
-Everything is lossless uint8.  A data set is a list of pictures in memory; a training crop is
-chosen by a generator that the caller keys, so that data order never depends on how a run was
-interrupted.
+Everything is lossless uint8.  A data set is a list of pictures in memory (see stream.py for one
+that is not); a training crop is chosen by a generator that is keyed by seed and step, so that
+data order never depends on how a run was interrupted.
 """
 
 from __future__ import annotations
 
 import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product, repeat
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +21,8 @@ from PIL import Image
 from diffcodec.errors import DataError
 
 U8 = NDArray[np.uint8]
+Labelled = tuple[U8, int]
+NO_CLASS = -1
 IMAGE_SUFFIXES = {".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg"}
 MOSAIC_TILE = 32
 MOSAIC_WIDTH = 3200
@@ -76,16 +78,29 @@ def _planes(rows: NDArray[np.generic]) -> U8:
     return np.ascontiguousarray(planar.transpose(0, 2, 3, 1))
 
 
-def _read_pickle(stream: object) -> U8:
+def _read_pickle(stream: object) -> Iterator[Labelled]:
     content = _ArraysOnly(stream, encoding="bytes").load()  # type: ignore[arg-type]
-    return _planes(content[b"data"])
+    rows = _planes(content[b"data"])
+    return zip(rows, map(int, content.get(b"labels", repeat(NO_CLASS, len(rows)))), strict=True)
 
 
-def _read_binary(content: bytes) -> U8:
-    return _planes(np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:])
+def _read_binary(content: bytes) -> Iterator[Labelled]:
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)
+    return zip(_planes(rows[:, 1:]), rows[:, 0].tolist(), strict=True)
 
 
-def _from_folder(folder: Path) -> Iterator[U8]:
+def image_files(folder: Path) -> list[tuple[Path, int]]:
+    """All images under a folder, in a fixed order, each with its class.
+
+    The class is the number, in alphabetical order, of the sub-folder it lies in.
+    """
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    numbers = {name: number for number, name in enumerate(names)}
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [(p, numbers.get(p.relative_to(folder).parts[0], NO_CLASS)) for p in found]
+
+
+def _from_folder(folder: Path) -> Iterator[Labelled]:
     pickles = sorted(p for p in folder.glob("data_batch_*") if not p.suffix)
     binaries = sorted(folder.glob("data_batch_*.bin"))
     for path in pickles:
@@ -96,11 +111,12 @@ def _from_folder(folder: Path) -> Iterator[U8]:
             yield from _read_binary(path.read_bytes())
     if pickles or binaries:
         return
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        yield from _from_file(path)
+    for path, label in image_files(folder):
+        for pixels, own in _from_file(path):
+            yield pixels, own if own != NO_CLASS else label
 
 
-def _from_archive(path: Path) -> Iterator[U8]:
+def _from_archive(path: Path) -> Iterator[Labelled]:
     with tarfile.open(path) as archive:
         for member in sorted(archive.getmembers(), key=lambda m: m.name):
             name = Path(member.name).name
@@ -112,29 +128,38 @@ def _from_archive(path: Path) -> Iterator[U8]:
             )
 
 
-def _from_file(path: Path) -> Iterator[U8]:
+def _from_arrays(content: Mapping[str, NDArray[np.generic]]) -> Iterator[Labelled]:
+    """An .npz: ``images`` (or its first array), and ``labels`` if it has any."""
+    images = content["images"] if "images" in content else content[next(iter(content))]
+    labels = content["labels"].tolist() if "labels" in content else repeat(NO_CLASS, len(images))
+    yield from zip(images, labels, strict=True)
+
+
+def _from_file(path: Path) -> Iterator[Labelled]:
     if path.suffix.lower() in {".gz", ".tgz", ".tar"}:
         yield from _from_archive(path)
     elif path.suffix.lower() == ".npz":
         with np.load(path, allow_pickle=False) as content:
-            yield from content["images"] if "images" in content else content[content.files[0]]
+            yield from _from_arrays(content)
     elif is_mosaic(path):
-        yield from read_mosaic(path)
+        yield from ((tile, NO_CLASS) for tile in read_mosaic(path))
     else:
         with Image.open(path) as image:
-            yield np.asarray(image.convert("RGB"))
+            yield np.asarray(image.convert("RGB")), NO_CLASS
 
 
-def load_images(paths: list[Path]) -> list[U8]:
-    """Every picture under ``paths`` as uint8 [H, W, 3], in a fixed order.
+def load_labelled(paths: list[Path]) -> tuple[list[U8], list[int]]:
+    """Every picture under ``paths`` as uint8 [H, W, 3], in a fixed order, and their classes.
 
     A path is a folder (of images of any usual kind, of CIFAR-10's python pickles or of its
     binary batches), an archive of either form of CIFAR-10, an .npz of images [N, H, W, 3], a
     mosaic, or an image.  Of a folder of CIFAR-10 mosaics only ``train_*`` are read when there
     are any, so that pointing at the data set never trains on its test images.
+    Classes come from CIFAR-10's batches, from sub-folders in alphabetical order, or from the
+    ``labels`` of an .npz; otherwise they are NO_CLASS.
     Raises DataError when nothing can be read.
     """
-    images: list[U8] = []
+    found: list[Labelled] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
@@ -142,12 +167,19 @@ def load_images(paths: list[Path]) -> list[U8]:
         sources = [p for p in mosaics if is_mosaic(p)] or [path]
         for source in sources:
             try:
-                images.extend(_from_folder(source) if source.is_dir() else _from_file(source))
+                found.extend(_from_folder(source) if source.is_dir() else _from_file(source))
             except Exception as e:  # readers of foreign files raise almost anything
                 raise DataError(f"{source}: cannot be read as training data ({e})") from e
-    if not images:
-        raise DataError(f"no images found in {', '.join(map(str, paths))}")
-    return images
+    if not found:
+        where = ", ".join(map(str, paths))
+        hint = " (shards are read with --workers)" if ".tar" in {p.suffix for p in paths} else ""
+        raise DataError(f"no images found in {where}{hint}")
+    return [pixels for pixels, _ in found], [label for _, label in found]
+
+
+def load_images(paths: list[Path]) -> list[U8]:
+    """The pictures of :func:`load_labelled`."""
+    return load_labelled(paths)[0]
 
 
 def reduced(images: list[U8], factors: Sequence[int], smallest: int) -> list[U8]:
@@ -166,35 +198,64 @@ def reduced(images: list[U8], factors: Sequence[int], smallest: int) -> list[U8]
     return found
 
 
+def random_crop(picture: U8, crop: int, rng: np.random.Generator) -> U8:
+    """A crop [crop, crop, 3] of a picture, mirrored or not."""
+    y = int(rng.integers(picture.shape[0] - crop + 1))
+    x = int(rng.integers(picture.shape[1] - crop + 1))
+    tile = picture[y : y + crop, x : x + crop]
+    return tile[:, ::-1] if rng.random() < 0.5 else tile
+
+
+class Order:
+    """Which picture stands at which position: epoch after epoch, each shuffled by the seed."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __call__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        if epoch != self._epoch:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._epoch, self._order = epoch, rng.permutation(self.count)
+        return int(self._order[place])
+
+
 class CropSampler:
     """Batches of random crops with horizontal flips, uint8 [B, 3, crop, crop].
 
     Batch number k of epoch-wise shuffled pictures depends only on (seed, k).
     """
 
-    def __init__(self, images: list[U8], crop: int, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[U8],
+        crop: int,
+        batch: int,
+        seed: int,
+        labels: Sequence[int] | None = None,
+    ) -> None:
         small = sum(min(i.shape[:2]) < crop for i in images)
         if small:
             raise DataError(f"{small} of {len(images)} images are smaller than the crop of {crop}")
         self.images, self.crop, self.batch, self.seed = images, crop, batch, seed
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+        self.classes = labels if labels is not None else [NO_CLASS] * len(images)
+        self.order = Order(len(images), seed)
 
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.images))
-        if epoch != self._epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._epoch, self._order = epoch, rng.permutation(len(self.images))
-        return int(self._order[place])
-
-    def __call__(self, step: int) -> U8:
-        """The batch of training step ``step`` (0, 1, …)."""
+    def __call__(self, step: int, first: int = 0, stop: int | None = None) -> U8:
+        """The batch of training step ``step`` (0, 1, …), or its pictures first … stop − 1."""
+        stop = self.batch if stop is None else stop
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, step]))
-        out = np.empty((self.batch, self.crop, self.crop, 3), dtype=np.uint8)
-        for k in range(self.batch):
-            picture = self.images[self._index(step * self.batch + k)]
-            y = int(rng.integers(picture.shape[0] - self.crop + 1))
-            x = int(rng.integers(picture.shape[1] - self.crop + 1))
-            tile = picture[y : y + self.crop, x : x + self.crop]
-            out[k] = tile[:, ::-1] if rng.random() < 0.5 else tile
+        out = np.empty((stop - first, self.crop, self.crop, 3), dtype=np.uint8)
+        for k in range(stop):
+            tile = random_crop(self.images[self.order(step * self.batch + k)], self.crop, rng)
+            if k >= first:
+                out[k - first] = tile
         return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
+
+    def labels(self, step: int, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """The classes of the same pictures, NO_CLASS where there is none."""
+        places = range(first, self.batch if stop is None else stop)
+        found = [self.classes[self.order(step * self.batch + k)] for k in places]
+        return np.array(found, dtype=np.int64)

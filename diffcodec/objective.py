@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffcodec.network import CodecUNet, Prediction
+from diffcodec.network import Prediction
 from diffcodec.transform import BANDS, BLOCK, matrix
 
 LOG2E = 1.0 / math.log(2.0)
@@ -98,7 +98,7 @@ def stratified_log_snr(
 
 
 def training_loss(
-    model: CodecUNet,
+    model: nn.Module,
     images: Tensor,
     noise: Tensor,
     offset: float,
@@ -108,38 +108,54 @@ def training_loss(
     step_length: float,
     final_share: float = 3 / 16,
     emphasis: float = 0.0,
+    first: int = 0,
+    count: int | None = None,
 ) -> Loss:
     """Monte-Carlo estimate of the code length of ``images`` uint8 [B, 3, H, W] (Algorithm 1).
 
     The first ``final_share`` of the batch is evaluated at t = 1 (λ = ``log_snr_high``) for the
     final layer, the rest at stratified λ for the coded steps.  With ``emphasis`` the steps at
     the noisy end weigh up to 1 + ``emphasis``; the result is then no code length.
+
+    With ``count`` the images are only a part of a batch of so many, from its picture ``first``
+    on, and the result is their share: the sum over the parts is the loss of the batch.
     """
     levels = images.float()
     x_0 = levels / 127.5 - 1.0
-    n_final = max(1, round(final_share * len(images)))
-    drawn, weight = stratified_log_snr(
-        len(images) - n_final, log_snr_low, log_snr_high, offset, emphasis
-    )
+    count = len(images) if count is None else count
+    n_final = max(1, round(final_share * count))
+    drawn, weight = stratified_log_snr(count - n_final, log_snr_low, log_snr_high, offset, emphasis)
     log_snr = torch.cat([torch.full((n_final,), log_snr_high), drawn]).to(images.device)
+    log_snr = log_snr[first : first + len(images)]
+    here = min(max(n_final - first, 0), len(images))  # of the pictures at t = 1
+    weight = weight[max(first - n_final, 0) :][: len(images) - here]
     weight = weight.to(images.device)[:, None, None, None]
     abar = torch.sigmoid(log_snr)[:, None, None, None]
     rest = torch.sigmoid(-log_snr)[:, None, None, None]
     x_t = abar.sqrt() * x_0 + rest.sqrt() * noise
     out: Prediction = model(x_t, log_snr)
 
-    error = (noise - out.eps)[n_final:]
+    error = (noise - out.eps)[here:]
     chain = (log_snr_high - log_snr_low) / step_length
-    cost = step_cost_bits(block_transform(error), out.coef_logvar[n_final:], step_length)
-    steps = chain * (weight * cost).mean()
-    mse = 0.5 * LOG2E * (log_snr_high - log_snr_low) * (weight * error.square()).mean()
+    cost = step_cost_bits(block_transform(error), out.coef_logvar[here:], step_length)
+    steps = chain * _share(weight * cost, count - n_final)
+    error_cost = _share(weight * error.square(), count - n_final)
+    mse = 0.5 * LOG2E * (log_snr_high - log_snr_low) * error_cost
 
     sigma = math.exp(-0.5 * log_snr_high)
-    x0_hat = x_0[:n_final] + sigma * (noise - out.eps)[:n_final]
-    final = pixel_cost_bits(
-        levels[:n_final], (x0_hat + 1.0) * 127.5, out.pixel[:n_final], sigma * 127.5
-    ).mean()
+    x0_hat = x_0[:here] + sigma * (noise - out.eps)[:here]
+    final = _share(
+        pixel_cost_bits(levels[:here], (x0_hat + 1.0) * 127.5, out.pixel[:here], sigma * 127.5),
+        n_final,
+    )
     return Loss(steps, final, mse)
+
+
+def _share(values: Tensor, count: int) -> Tensor:
+    """What the rows of ``values`` add to a mean over ``count`` rows."""
+    if not len(values):
+        return values.sum()
+    return values.mean() if len(values) == count else values.mean() * (len(values) / count)
 
 
 def bits_per_dim(loss: Loss) -> Tensor:

@@ -1,19 +1,19 @@
-"""Algorithm 1, with the code length as the objective; resumes exactly where it stopped.
+"""Algorithm 1, for the codec's network and for the paper's; resumes exactly where it stopped.
 
 Everything random in step k is keyed by (seed, k): the pictures, the crops, the noise and the
-offset of the stratified log-SNRs.  A checkpoint therefore holds weights, EMA, optimiser state
-and the step, and nothing else is needed to continue as if never interrupted.
+timesteps.  A checkpoint therefore holds weights, EMA, optimiser state and the step, and nothing
+else is needed to continue as if never interrupted, on another number of processes if need be:
+
+    torchrun --nproc-per-node 8 -m diffcodec.train --data … --out …
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,152 +21,114 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcodec.data import U8, CropSampler, load_images, reduced
-from diffcodec.errors import DataError
-from diffcodec.files import atomic_path, make_folder
-from diffcodec.model import Model, ModelConfig, save_model
-from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
-from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
+from diffcodec.checkpoint import (
+    CHECKPOINT,
+    PLATEAU,
+    append_log,
+    read_checkpoint,
+    save_checkpoint,
+)
+from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced
+from diffcodec.ddpm.store import check_shapes
+from diffcodec.ddpm.unet import UNetConfig
+from diffcodec.distributed import World, bounds, unsynchronised
+from diffcodec.errors import DataError, ModelError
+from diffcodec.files import make_folder
+from diffcodec.model import ModelConfig, save_model
+from diffcodec.network import UnitConv2d
 from diffcodec.schedule import Schedule
+from diffcodec.settings import PAPER_SCHEDULE, TrainConfig, decay_start, lr_factor
+from diffcodec.stream import Batch, Pictures, Sampler, StreamSampler, batches, index_pictures
+from diffcodec.tasks import Part, Terms, make_task
 
-CHECKPOINT = "checkpoint.pt"
-PLATEAU = "plateau.pt"
-"""The checkpoint from which a run can be made longer: its learning rates had not fallen yet."""
-LOG = "log.jsonl"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of one training run; stored in its checkpoint.
-
-    steps: optimiser steps in all; the learning rates fall linearly to zero during the last
-        ``decay`` (a fraction of 1) of them.
-    lr_matrix / lr_gain / lr: peak learning rates of Muon (unit matrices) and AdamW (their
-        gains; the rest); lr_scale multiplies all of them.
-    reductions: every picture is learnt from reduced by each of these factors (1: as it is).
-    mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
-    step_length: length in log-SNR of the steps whose cost is trained.
-    emphasis: extra weight of the noisiest steps, less for the others and none for the last: for
-        better pictures of files cut early, at some cost for whole ones.
-    holdout: pictures at the end of the data kept out for validation.
-    """
-
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    steps: int = 20000
-    batch: int = 64
-    crop: int = 32
-    reductions: tuple[int, ...] = (1,)
-    lr_matrix: float = 2.5e-3
-    lr_gain: float = 5e-3
-    lr: float = 1e-3
-    lr_scale: float = 1.0
-    warmup: int = 200
-    decay: float = 0.6
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    mse_weight: float = 0.3
-    step_length: float = 1.5
-    emphasis: float = 0.0
-    holdout: int = 512
-    seed: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        values = dict(values)
-        network = NetworkConfig.from_dict(values.pop("network"))
-        reductions = tuple(values.pop("reductions", (1,)))
-        return cls(network=network, reductions=reductions, **values)
-
-
-def make_optimizers(model: CodecUNet, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the unit matrices, AdamW for their gains and for the rest."""
-    inner = [m for m in model.modules() if isinstance(m, UnitConv2d)]
-    taken = {id(p) for m in inner for p in (m.weight, m.gain)}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    return [
-        torch.optim.Muon(
-            [m.weight for m in inner],
-            lr=config.lr_matrix,
-            weight_decay=0.0,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            [m.gain for m in inner], lr=config.lr_gain, betas=(0.9, 0.99), weight_decay=0.0
-        ),
-        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
-
-
-def lr_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, a plateau, linear decay to zero at ``config.steps``."""
-    left = (1.0 - step / config.steps) / config.decay
-    return min(1.0, (step + 1) / config.warmup) * min(1.0, left)
-
-
-def decay_start(config: TrainConfig) -> int:
-    """The step at which the learning rates begin to fall."""
-    return round((1.0 - config.decay) * config.steps)
+VALIDATION_BATCH = 64
 
 
 class Trainer:
-    """Weights, EMA and optimisers of one run, advanced a step at a time."""
+    """Weights, EMA and optimisers of one run, advanced a step at a time.
+
+    images: in memory or on disk, the held-out ones at the end; labels: their classes.
+    accumulate: how many parts of a batch are evaluated one after the other; workers: processes
+    that read pictures ahead.  Neither of them, nor the world's size, changes what is learnt, but
+    for the masks of dropout, which are drawn anew for every part.
+    """
 
     def __init__(
-        self, config: TrainConfig, schedule: Schedule, images: list[U8], device: str
+        self,
+        config: TrainConfig,
+        schedule: Schedule,
+        images: list[U8] | Pictures,
+        device: str,
+        *,
+        labels: Sequence[int] | None = None,
+        world: World | None = None,
+        accumulate: int = 1,
+        workers: int = 0,
     ) -> None:
         if not 0 <= config.holdout < len(images):
             raise DataError(f"cannot hold out {config.holdout} of {len(images)} images")
-        cut = len(images) - config.holdout
+        self.world = world or World()
+        if config.batch < self.world.size * accumulate:
+            raise DataError(
+                f"a batch of {config.batch} cannot be split into "
+                f"{self.world.size * accumulate} parts; make it larger"
+            )
         self.config, self.schedule, self.device = config, schedule, torch.device(device)
-        learnt = reduced(images[:cut], config.reductions, config.crop)
-        self.batches = CropSampler(learnt, config.crop, config.batch, config.seed)
-        self.held_out = images[cut:]
-        torch.manual_seed(config.seed)
-        self.model = CodecUNet(config.network).to(self.device)
-        self.ema = CodecUNet(config.network).to(self.device)
+        self.accumulate, self.workers = accumulate, workers
+        self.batches, self.held_out = _samplers(config, images, labels)
+        self.task = make_task(config, schedule)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = self.task.network().to(self.device)
+            self.ema = self.task.network().to(self.device).eval()
         self.ema.load_state_dict(self.model.state_dict())
-        self.optimizers = make_optimizers(self.model, config)
+        self.shared = self.world.share_out(self.model)
+        self.optimizers, self.peaks = zip(*self.task.optimizers(self.model), strict=True)
         self.step = 0
-        self.low, self.high = default_range(schedule.log_snr)
+        self._ahead: Iterator[Batch] | None = None
 
-    def start_from(self, model: Model) -> None:
-        """Begin with the weights of a trained model of the same shape."""
-        self.model.load_state_dict(model.network.state_dict())
-        self.ema.load_state_dict(model.network.state_dict())
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin with these weights; ModelError names the first tensor that does not fit."""
+        check_shapes(self.model.state_dict(), weights)
+        self.model.load_state_dict(weights)
+        self.ema.load_state_dict(weights)
 
-    def loss(
-        self, model: CodecUNet, images: Tensor, generator: torch.Generator, emphasis: float = 0.0
-    ) -> Loss:
-        """Code length of a batch uint8 [B, 3, H, W]; all randomness from ``generator``."""
-        noise = torch.randn(images.shape, generator=generator)
-        offset = float(torch.rand((), generator=generator))
-        return training_loss(
-            model,
-            images.to(self.device),
-            noise.to(self.device),
-            offset,
-            log_snr_low=self.low,
-            log_snr_high=self.high,
-            step_length=self.config.step_length,
-            emphasis=emphasis,
-        )
+    def loss(self, model: nn.Module, part: Part, key: tuple[int, int], training: bool) -> Terms:
+        """The part's share of its batch's loss; all randomness from ``key``."""
+        return self.task.loss(model, part, key, training)
 
-    def train_step(self) -> Loss:
-        """One optimiser step; returns the batch's loss."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        images = torch.from_numpy(self.batches(self.step))
-        with torch.autocast(self.device.type, torch.bfloat16):
-            loss = self.loss(self.model, images, generator, self.config.emphasis)
+    def _next(self) -> Part:
+        """This process's part of the batch of the present step."""
+        first, stop = bounds(self.config.batch, self.world.size, self.world.rank)
+        if self._ahead is None:
+            steps = range(self.step, max(self.config.steps, self.step + 1))
+            self._ahead = batches(self.batches, steps, first, stop, self.workers)
+        return self._part(next(self._ahead), first, self.config.batch)
+
+    def _part(self, batch: Batch, first: int, whole: int) -> Part:
+        images, labels = (value.to(self.device) for value in batch)
+        return Part(images, labels, first, whole)
+
+    def train_step(self) -> Terms:
+        """One optimiser step; returns this process's share of the batch's loss."""
+        key, mine = (self.config.seed, self.step), self._next()
         factor = self.config.lr_scale * lr_factor(self.step, self.config)
-        peaks = (self.config.lr_matrix, self.config.lr_gain, self.config.lr)
-        for optimizer, peak in zip(self.optimizers, peaks, strict=True):
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
-        (bits_per_dim(loss) + self.config.mse_weight * loss.mse).backward()
+        rows = []
+        for number in range(self.accumulate):
+            part = mine.between(*bounds(len(mine.images), self.accumulate, number))
+            last = number == self.accumulate - 1
+            with nullcontext() if last else unsynchronised(self.shared):
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    terms = self.loss(self.shared, part, key, training=True)
+                # The processes' gradients are averaged, their losses are shares of a sum.
+                (self.task.total(terms) * self.world.size).backward()
+            rows.append(tuple(term.detach() for term in terms))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if torch.isfinite(norm):  # a rare overflow must not poison the weights
             for optimizer in self.optimizers:
@@ -175,23 +137,27 @@ class Trainer:
                 if isinstance(module, UnitConv2d):
                     module.normalize_()
         self.step += 1
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1.0 - decay)
-        return Loss(*(term.detach() for term in loss))
+        self._average()
+        return type(terms)(*(torch.stack(column).sum(dim=0) for column in zip(*rows, strict=True)))
 
-    def validate(self) -> Loss | None:
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(value, 1.0 - decay)
+
+    @torch.no_grad()
+    def validate(self) -> Terms | None:
         """Float32 loss of the EMA weights on the held-out pictures; None without any."""
-        sampler = CropSampler(self.held_out, self.config.crop, 64, 0) if self.held_out else None
-        if sampler is None:
+        if self.held_out is None:
             return None
         rows = []
-        with torch.no_grad():
-            for k in range(-(-len(self.held_out) // 64)):
-                generator = torch.Generator().manual_seed(k)
-                rows.append(self.loss(self.ema, torch.from_numpy(sampler(k)), generator))
-        return Loss(*(torch.stack(column).mean() for column in zip(*rows, strict=True)))
+        for k in range(-(-self.config.holdout // VALIDATION_BATCH)):
+            images, labels = self.held_out(k), self.held_out.labels(k)
+            batch = torch.from_numpy(images), torch.from_numpy(labels)
+            part = self._part(batch, 0, len(images))
+            rows.append(self.loss(self.ema, part, (0, k), training=False))
+        return mean_terms(rows)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -204,35 +170,63 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        """Continue from a checkpoint; ModelError names the first tensor that does not fit."""
+        for network, name in ((self.model, "model"), (self.ema, "ema")):
+            check_shapes(network.state_dict(), state[name])
+            network.load_state_dict(state[name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step = state["step"]
+        self.step, self._ahead = state["step"], None
 
 
-def read_checkpoint(folder: Path, name: str = CHECKPOINT) -> dict[str, Any]:
-    """A checkpoint of a run folder, by weights-only loading; DataError if unusable."""
-    path = folder / name
-    if not path.exists():
-        raise DataError(f"{path}: no checkpoint to resume from")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds for a damaged file
-        raise DataError(f"{path}: not a readable checkpoint ({e})") from e
-    return state
+def mean_terms(rows: list[Terms]) -> Terms:
+    return type(rows[0])(*(torch.stack(column).mean() for column in zip(*rows, strict=True)))
 
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        torch.save(trainer.state_dict(), temporary)
+def _samplers(
+    config: TrainConfig, images: list[U8] | Pictures, labels: Sequence[int] | None
+) -> tuple[Sampler, Sampler | None]:
+    """Of the pictures to learn from, and of those held out (the same for ever)."""
+    cut = len(images) - config.holdout
+    known = images.labels.tolist() if isinstance(images, Pictures) else labels
+    if config.classes:
+        _check_classes(known if known is not None else [NO_CLASS], config.classes)
+    if isinstance(images, Pictures):
+        learnt = images.between(0, cut)
+        kept = images.between(cut, len(images))
+        sampler = StreamSampler(learnt, config.crop, config.batch, config.seed)
+        return sampler, StreamSampler(kept, config.crop, VALIDATION_BATCH, 0) if len(kept) else None
+    own = labels[:cut] if labels is not None and config.reductions == (1,) else None
+    pixels = reduced(images[:cut], config.reductions, config.crop)
+    memory = CropSampler(pixels, config.crop, config.batch, config.seed, own)
+    if cut == len(images):
+        return memory, None
+    rest = labels[cut:] if labels is not None else None
+    return memory, CropSampler(images[cut:], config.crop, VALIDATION_BATCH, 0, rest)
+
+
+def _check_classes(labels: Sequence[int], classes: int) -> None:
+    for number, label in enumerate(labels):
+        if not 0 <= label < classes:
+            found = "no class" if label == NO_CLASS else f"class {label}"
+            raise DataError(f"picture {number} has {found}, not one of 0 to {classes - 1}")
+
+
+def model_config(trainer: Trainer, name: str) -> ModelConfig:
+    config = trainer.config
+    return ModelConfig(
+        name,
+        config.network,
+        trainer.schedule,
+        prediction=config.prediction,
+        variance=config.variance,
+    )
 
 
 def save_run(trainer: Trainer, folder: Path, name: str) -> None:
     """Write the checkpoint and the EMA weights as a loadable model, each atomically."""
-    save_checkpoint(trainer, folder / CHECKPOINT)
-    config = ModelConfig(name=name, network=trainer.config.network, schedule=trainer.schedule)
-    save_model(folder, config, trainer.ema.state_dict())
+    save_checkpoint(trainer.state_dict(), folder / CHECKPOINT)
+    save_model(folder, model_config(trainer, name), trainer.ema.state_dict())
 
 
 class _StopRequest:
@@ -262,43 +256,71 @@ def train(
     config: TrainConfig,
     *,
     schedule: Schedule | None = None,
-    init: Model | None = None,
+    init: tuple[ModelConfig, dict[str, Tensor]] | None = None,
     device: str = "cpu",
     resume: bool = False,
     lengthen: int | None = None,
     name: str = "model",
     checkpoint_minutes: float = 5.0,
     until_step: int | None = None,
+    world: World | None = None,
+    accumulate: int = 1,
+    workers: int = 0,
     report: Callable[[str], None] = print,
 ) -> Trainer:
     """Train on ``data`` and leave checkpoint, model and log in ``out``.
 
-    ``init`` gives the weights, the network's shape and the schedule to begin with.
+    ``init`` is a model whose weights, shape and schedule to begin with.
     With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
     ignored; ``lengthen`` goes back to where its learning rates began to fall and makes the run
     that many steps long.  ``until_step`` stops early (at a checkpoint) and changes nothing.
+    With ``workers`` the pictures stay on disk and that many processes read them.
     """
-    state = read_checkpoint(out, PLATEAU if lengthen else CHECKPOINT) if resume else None
+    state = _resumed(out, lengthen) if resume else None
     if state is None and (out / CHECKPOINT).exists():
         raise DataError(f"{out} already holds a run; use --resume or another folder")
     if state is not None:
-        config = TrainConfig.from_dict(state["config"])
-        if lengthen is not None:
-            config = replace(config, steps=lengthen)
-            if decay_start(config) <= state["step"]:
-                raise DataError(f"{out}: {lengthen} steps would not make this run longer")
-        schedule = Schedule(**state["schedule"])
+        config, schedule = TrainConfig.from_dict(state["config"]), Schedule(**state["schedule"])
     elif init is not None:
-        config, schedule = replace(config, network=init.network.config), init.schedule
-    trainer = Trainer(config, schedule or Schedule(), load_images(data), device)
+        config, schedule = replace(config, network=init[0].network), init[0].schedule
+    elif schedule is None:
+        schedule = PAPER_SCHEDULE if isinstance(config.network, UNetConfig) else Schedule()
+    images, labels = (index_pictures(data), None) if workers else load_labelled(data)
+    trainer = Trainer(
+        config,
+        schedule,
+        images,
+        device,
+        labels=labels,
+        world=world,
+        accumulate=accumulate,
+        workers=workers,
+    )
     if state is not None:
-        trainer.load_state_dict(state)
+        try:
+            trainer.load_state_dict(state)
+        except ModelError as e:
+            raise ModelError(f"{out}: the checkpoint does not fit its own settings: {e}") from e
     elif init is not None:
-        trainer.start_from(init)
-    make_folder(out)
+        trainer.start_from(init[1])
+    if trainer.world.writes:
+        make_folder(out)
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
     return trainer
+
+
+def _resumed(out: Path, lengthen: int | None) -> dict[str, Any]:
+    """The state to continue from, its settings already those of the longer run."""
+    state = read_checkpoint(out)
+    if lengthen is None:
+        return state
+    if TrainConfig.from_dict(state["config"]).decay:
+        state = read_checkpoint(out, PLATEAU)
+    config = replace(TrainConfig.from_dict(state["config"]), steps=lengthen)
+    if decay_start(config) <= state["step"]:
+        raise DataError(f"{out}: {lengthen} steps would not make this run longer")
+    return {**state, "config": config.to_dict()}
 
 
 def _run(
@@ -311,39 +333,38 @@ def _run(
     report: Callable[[str], None],
 ) -> None:
     """Steps, log lines and checkpoints until the end or a request to stop."""
-    end = min(trainer.config.steps, until_step or trainer.config.steps)
-    recent: list[Loss] = []
+    world, end = trainer.world, min(trainer.config.steps, until_step or trainer.config.steps)
+    recent: list[Terms] = []
     saved = logged = time.monotonic()
-    while trainer.step < end and not stop.requested:
-        if trainer.step == decay_start(trainer.config):
-            save_checkpoint(trainer, out / PLATEAU)
-        recent.append(trainer.train_step())
+    while trainer.step < end and not world.any(stop.requested, trainer.device):
+        if trainer.step == decay_start(trainer.config) and world.writes:
+            save_checkpoint(trainer.state_dict(), out / PLATEAU)
+        try:
+            recent.append(trainer.train_step())
+        except DataError:  # a picture that cannot be read, before anything has changed
+            if world.writes:
+                save_run(trainer, out, name)
+            raise
         now = time.monotonic()
         if trainer.step % 100 == 0:
-            mean = Loss(*(torch.stack(c).mean() for c in zip(*recent, strict=True)))
+            mean = mean_terms(recent)
+            mean = type(mean)(*(world.total(term) for term in mean))
             rate = len(recent) * trainer.config.batch / (now - logged)
-            report(_line(trainer, mean, rate))
-            _log(out, trainer.step, "train", mean)
+            if world.writes:
+                line = f"step {trainer.step}/{trainer.config.steps}  {trainer.task.describe(mean)}"
+                report(f"{line}  {rate:.0f} images/s")
+                _log(out, trainer.step, "train", mean)
             recent, logged = [], now
-        if now - saved > 60.0 * checkpoint_minutes:
+        if world.writes and now - saved > 60.0 * checkpoint_minutes:
             _checkpoint(trainer, out, name, report)
-            saved = logged = time.monotonic()
-            recent = []
-    _checkpoint(trainer, out, name, report)
+            saved = time.monotonic()
+            logged += saved - now
+    if world.writes:
+        _checkpoint(trainer, out, name, report)
 
 
-def _line(trainer: Trainer, loss: Loss, rate: float) -> str:
-    return (
-        f"step {trainer.step}/{trainer.config.steps}  {float(bits_per_dim(loss)):.3f} bits/dim "
-        f"(steps {float(loss.steps):.3f} + final {float(loss.final):.3f}, "
-        f"limit {float(loss.mse):.3f})  {rate:.0f} images/s"
-    )
-
-
-def _log(out: Path, step: int, kind: str, loss: Loss) -> None:
-    row = {"step": step, "kind": kind, **{k: float(v) for k, v in loss._asdict().items()}}
-    with (out / LOG).open("a") as stream:
-        stream.write(json.dumps(row) + os.linesep)
+def _log(out: Path, step: int, kind: str, terms: Terms) -> None:
+    append_log(out, step, kind, {k: float(v) for k, v in terms._asdict().items()})
 
 
 def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], None]) -> None:
@@ -351,4 +372,12 @@ def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], 
     held_out = trainer.validate()
     if held_out is not None:
         _log(out, trainer.step, "held out", held_out)
-        report(f"held out: {float(bits_per_dim(held_out)):.4f} bits/dim; checkpoint written")
+        report(f"held out: {trainer.task.describe(held_out)}; checkpoint written")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from diffcodec.cli import main
+
+    main(["train", *sys.argv[1:]])

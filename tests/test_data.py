@@ -13,7 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.data import CropSampler, is_mosaic, load_images, read_mosaic, reduced
+from diffcodec.data import (
+    NO_CLASS,
+    CropSampler,
+    is_mosaic,
+    load_images,
+    load_labelled,
+    read_mosaic,
+    reduced,
+)
 from diffcodec.errors import DataError
 
 U8 = NDArray[np.uint8]
@@ -195,6 +203,22 @@ def test_missing_and_empty_paths_are_refused(tmp_path: Path) -> None:
         load_images([tmp_path])
 
 
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_batches_have_classes(kind: str, tmp_path: Path) -> None:
+    for name, content in batches(kind).items():
+        (tmp_path / name).write_bytes(content)
+    assert load_labelled([tmp_path])[1] == [0, 1, 2, 3, 0, 1]
+
+
+def test_arrays_may_have_classes(tmp_path: Path) -> None:
+    for labels, found in [({}, [NO_CLASS] * 6), ({"labels": np.arange(6)}, list(range(6)))]:
+        (tmp_path / "a.npz").write_bytes(npz(images=IMAGES, **labels))
+        assert load_labelled([tmp_path / "a.npz"])[1] == found
+    (tmp_path / "a.npz").write_bytes(npz(images=IMAGES, labels=np.arange(5)))
+    with pytest.raises(DataError, match=r"a.npz"):
+        load_labelled([tmp_path / "a.npz"])
+
+
 # -- crops -----------------------------------------------------------------------------------
 
 
@@ -231,6 +255,14 @@ def test_an_epoch_shows_every_picture_once() -> None:
     for epoch in (0, 1):
         seen = np.concatenate([sampler(3 * epoch + k)[:, 0, 0, 0] for k in range(3)])
         assert sorted(seen.tolist()) == list(range(12))
+
+
+def test_a_part_of_a_batch_is_that_part() -> None:
+    sampler = CropSampler(labelled(5, 20), 8, 4, seed=1, labels=[4, 3, 2, 1, 0])
+    for step in range(3):
+        np.testing.assert_array_equal(sampler(step, 1, 3), sampler(step)[1:3])
+        np.testing.assert_array_equal(sampler.labels(step, 1, 3), sampler.labels(step)[1:3])
+        np.testing.assert_array_equal(sampler.labels(step), 4 - sampler(step)[:, 0, 0, 0])
 
 
 def test_pictures_smaller_than_the_crop_are_refused() -> None:

@@ -16,23 +16,15 @@ from conftest import round_trip
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcodec.checkpoint import CHECKPOINT, LOG, PLATEAU, read_checkpoint
 from diffcodec.errors import DataError
 from diffcodec.model import read_model
 from diffcodec.network import NetworkConfig, UnitConv2d
 from diffcodec.objective import bits_per_dim
 from diffcodec.schedule import Schedule
-from diffcodec.train import (
-    CHECKPOINT,
-    LOG,
-    PLATEAU,
-    TrainConfig,
-    Trainer,
-    decay_start,
-    lr_factor,
-    make_optimizers,
-    read_checkpoint,
-    train,
-)
+from diffcodec.settings import TrainConfig, decay_start, lr_factor
+from diffcodec.tasks import make_optimizers
+from diffcodec.train import Trainer, train
 
 U8 = NDArray[np.uint8]
 NETWORK = NetworkConfig(channels=(8, 8, 8), blocks=(1, 1, 1), embedding=16)
@@ -182,7 +174,7 @@ def test_held_out_pictures_are_measured_and_logged(folder: Path, tmp_path: Path)
     lines: list[str] = []
     report: Callable[[str], None] = lines.append
     trainer = train([folder], tmp_path, CONFIG, until_step=2, report=report)
-    assert len(trainer.held_out) == 2
+    assert trainer.held_out is not None and len(trainer.held_out.images) == 2
     loss = trainer.validate()
     assert loss is not None
     row = json.loads((tmp_path / LOG).read_text().splitlines()[-1])
@@ -277,7 +269,8 @@ def test_a_run_can_begin_with_a_trained_model(folder: Path, tmp_path: Path) -> N
     train([folder], tmp_path / "a", CONFIG, report=silent)
     first = read_model(tmp_path / "a")
     still = replace(CONFIG, network=NetworkConfig(), lr_scale=1e-9, steps=1)
-    run = train([folder], tmp_path / "b", still, init=first, report=silent)
+    begin = first.config, first.network.state_dict()
+    run = train([folder], tmp_path / "b", still, init=begin, report=silent)
     assert run.config.network == NETWORK
     for key, value in first.network.state_dict().items():
         torch.testing.assert_close(run.ema.state_dict()[key], value, rtol=1e-3, atol=1e-4)
@@ -294,8 +287,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(
     before = [p.detach().clone() for p in trainer.model.parameters()]
     original = Trainer.loss
 
-    def poisoned(self: Trainer, *args: object) -> object:
-        loss = original(self, *args)  # type: ignore[arg-type]
+    def poisoned(self: Trainer, *args: object, training: bool) -> object:
+        loss = original(self, *args, training)  # type: ignore[arg-type]
         return loss._replace(steps=loss.steps * float("nan"))
 
     monkeypatch.setattr(Trainer, "loss", poisoned)

@@ -230,5 +230,7 @@ class UNet(nn.Module):
                 h = stage.step(number, torch.cat([h, skips.pop()], dim=1), emb)
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        out: Tensor = self.conv_out(F.silu(self.norm(h)))
+        # In full precision also under autocast: bfloat16 rounds μ̃ by as much as σ is at small t.
+        with torch.autocast(h.device.type, enabled=False):
+            out: Tensor = self.conv_out(F.silu(self.norm(h.to(x_t.dtype))))
         return out
