@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +12,10 @@ from PIL import Image
 
 from diffcodec import chunks, container, extras
 from diffcodec.chunks import Chunk
-from diffcodec.codec import SentLayer, receive, send, strips
+from diffcodec.codec import Reconstruction, SentLayer, receive, send, strips
 from diffcodec.container import Header, Layer, LayerReader, Writer
 from diffcodec.errors import DataError, FormatError, ModelError
-from diffcodec.extras import EXCESS
+from diffcodec.extras import EXCESS, Front
 from diffcodec.image import (
     Metadata,
     Picture,
@@ -280,34 +279,73 @@ def decode(
     diffcodec.render.  Raises DataError for another recon, FormatError for damage (also when the
     verified pixels differ), ModelError if the model is absent.
     """
-    if recon not in RENDERS:
-        raise DataError(f"recon must be one of {', '.join(RENDERS)}, not '{recon}'")
     header, start = container.read_header(content)
-    model = _model_for(header, model)
+    model = model_for(header, model)
     front = extras.read_front(header, content, start)
     reader = LayerReader(content, front.end, header)
-    render, draw = RENDERS[recon](seed), recon == "sample"
-    shown = receive(model, reader, _settings(header), stop_t=stop_t, render=render, draw=draw)
+    return decode_layers(header, front, reader, model, stop_t=stop_t, recon=recon, seed=seed)
+
+
+def decode_layers(
+    header: Header,
+    front: Front,
+    reader: LayerReader,
+    model: Model,
+    *,
+    stop_t: int = 0,
+    recon: str = "mean",
+    seed: int = 0,
+    refresh: Callable[[Decoded, int], None] | None = None,
+) -> Decoded:
+    """:func:`decode` after the header and the chunks behind it.
+
+    refresh: called with the picture so far and the bytes it takes after every whole layer.
+    """
+    if recon not in RENDERS:
+        raise DataError(f"recon must be one of {', '.join(RENDERS)}, not '{recon}'")
+
+    def decoded(shown: Reconstruction, metadata: Metadata, cut: bool) -> Decoded:
+        return Decoded(
+            pixels=to_array(shown.levels, header.grey and not header.planes, front.alpha),
+            exact=shown.t == 0,
+            t=shown.t,
+            evaluations=shown.evaluations,
+            float_arithmetic=header.float_arithmetic,
+            metadata=metadata,
+            metadata_cut=cut,
+        )
+
+    def watch(t: int, show: Callable[[], U8]) -> None:
+        if refresh is not None:
+            levels = show()
+            _verify(header, reader, levels)
+            shown = Reconstruction(levels, t, 0)
+            refresh(decoded(shown, front.metadata, header.trailer), reader.place)
+
+    shown = receive(
+        model,
+        reader,
+        _settings(header),
+        stop_t=stop_t,
+        render=RENDERS[recon](seed),
+        draw=recon == "sample",
+        watch=watch,
+    )
     _verify(header, reader, shown.levels)
     metadata, cut = front.metadata, header.trailer
     if shown.t == 0 and not header.trailer and not reader.at_end:
         raise FormatError(EXCESS)
-    if shown.t == 0 and header.trailer:
-        with suppress(EOFError):
-            metadata = replace(metadata, **extras.read_trailer(content, reader.place)[0])
+    while shown.t == 0 and cut:
+        try:
+            metadata = replace(metadata, **extras.read_trailer(reader.content, reader.place)[0])
             cut = False
-    return Decoded(
-        pixels=to_array(shown.levels, header.grey and not header.planes, front.alpha),
-        exact=shown.t == 0,
-        t=shown.t,
-        evaluations=shown.evaluations,
-        float_arithmetic=header.float_arithmetic,
-        metadata=metadata,
-        metadata_cut=cut,
-    )
+        except EOFError:
+            if not reader.grow():
+                break
+    return decoded(shown, metadata, cut)
 
 
-def _model_for(header: Header, model: Model | None) -> Model:
+def model_for(header: Header, model: Model | None) -> Model:
     """The model that decodes the file: ``model``, or the installed one it names.
 
     ModelError if that is not the one it was written with or cannot decode it.
@@ -335,7 +373,7 @@ def parse(content: bytes, model: Model | None = None) -> Contents:
     header, start = container.read_header(content)
     front = extras.read_front(header, content, start)
     reader = LayerReader(content, front.end, header)
-    decoder = None if header.has_lengths else _model_for(header, model)
+    decoder = None if header.has_lengths else model_for(header, model)
     damage = None
     try:
         if decoder is None:

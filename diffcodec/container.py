@@ -302,6 +302,14 @@ class LayerReader:
         size, body = found
         return self.content[body : body + size], body + size >= len(self.content)
 
+    def grow(self) -> bool:
+        """Wait for another byte; False: here all of them are known."""
+        return False
+
+    def more(self, size: int) -> bytes:
+        """The bytes of :meth:`open`: as many as there are, nothing more will come."""
+        return self.open()[0]
+
     def close(self, used: int, check: int) -> None:
         """The layer took ``used`` bytes and led to a state with this ``check``.
 

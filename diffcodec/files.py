@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffcodec.errors import DataError
+
+
+STANDARD = Path("-")
+"""Names standard input or output; a file of this name is reached by its full path."""
 
 
 def _unwritable(path: Path, e: OSError) -> DataError:
@@ -44,6 +49,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` in one piece (straight through to a pipe or device)."""
+    if path == STANDARD:
+        _write_standard(content)
+        return
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(content)
@@ -54,10 +62,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of ``path``; DataError with one line when it cannot be read."""
+def _write_standard(content: bytes) -> None:
+    if sys.stdout.isatty():
+        raise DataError("standard output is a terminal; name a file, or lead it into a pipe")
     try:
-        return path.read_bytes()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except OSError as e:
+        # What is still in the buffer would be tried again, and fail again, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DataError(f"standard output: cannot be written ({e.strerror or e})") from e
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of ``path``, or of standard input; DataError with one line when it cannot be read."""
+    try:
+        return sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()
     except OSError as e:
         raise DataError(f"{path}: {(e.strerror or str(e)).lower()}") from e
 

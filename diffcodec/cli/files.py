@@ -16,7 +16,7 @@ import click
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
 from diffcodec.cli.base import PATH, Progress, T, main
 from diffcodec.errors import DataError, DiffcodecError, FormatError
-from diffcodec.files import make_folder
+from diffcodec.files import STANDARD, make_folder
 from diffcodec.plans import EFFORTS
 
 
@@ -46,6 +46,8 @@ def _many(
     """Run ``worker`` over many files: a line for each, then a summary; exit code 1 on failure."""
     if output is None:
         raise click.UsageError("a folder, a pattern or several sources need -o FOLDER")
+    if STANDARD in (*sources, output):
+        raise click.UsageError("standard input and output (-) are for one file")
     found = collect(sources, suffixes, output, suffix)
     make_folder(output)
     bar, ended = Progress(name), 0
@@ -88,11 +90,18 @@ def _naming(source: Path, note: str) -> str:
     return note if str(source) in text else f"{kind}: {source}: {text}"
 
 
-def _show(result: Result) -> None:
-    """Print what became of a file."""
+def _show(result: Result, target: Path | None = None) -> None:
+    """Print what became of a file: to stderr if the file itself goes to standard output."""
     for note in result.notes:
         click.echo(note, err=True)
-    click.echo(result.line)
+    click.echo(result.line, err=target == STANDARD)
+
+
+def _single_target(source: Path, output: Path | None, suffix: str) -> Path:
+    """Where to write what is made of one file."""
+    if output is None and source == STANDARD:
+        raise click.UsageError("standard input needs -o FILE, or -o - for standard output")
+    return output or source.with_suffix(suffix)
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,6 +175,7 @@ def encode(
     diffcodec encode photo.png -o half.ddc --stop-t 20
     diffcodec encode photos -o encoded --jobs 4
     diffcodec encode 'photos/**/*.png' -o encoded
+    convert photo.jpg png:- | diffcodec encode - -o - > photo.ddc
     """
     from diffcodec import registry
     from diffcodec.data import IMAGE_SUFFIXES
@@ -178,8 +188,8 @@ def encode(
         worker = partial(_encode_file, settings=settings)
         _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
         return
-    target = output or sources[0].with_suffix(".ddc")
-    _show(_encode_file(sources[0], target, settings, Progress("encode")))
+    target = _single_target(sources[0], output, ".ddc")
+    _show(_encode_file(sources[0], target, settings, Progress("encode")), target)
 
 
 def _encode_file(
@@ -250,6 +260,14 @@ class DecodeSettings:
     "a realistic guess (sample), or the likeliest way on (flow).",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, help="Of --recon sample.")
+@click.option("--follow", is_flag=True, help="Decode while SOURCE grows; OUTPUT gets ever better.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Of --follow: seconds without growth after which a file counts as ended.",
+)
 @_many_options
 def decode(
     sources: tuple[Path, ...],
@@ -259,6 +277,8 @@ def decode(
     max_bytes: int | None,
     recon: str,
     seed: int,
+    follow: bool,
+    timeout: float,
     jobs: int,
     force: bool,
 ) -> None:
@@ -272,9 +292,14 @@ def decode(
     diffcodec decode photo.ddc -o preview.png --stop-t 200
     diffcodec decode photo.ddc -o guess.png --max-bytes 5000 --recon sample
     diffcodec decode encoded -o pictures --jobs 4
+    diffcodec decode - -o - < photo.ddc > photo.png
+    curl https://example.org/photo.ddc | diffcodec decode - -o photo.png --follow
     """
     from diffcodec import registry
 
+    if follow:
+        _follow(sources, output, (stop_t, max_bytes), force, model, recon, seed, timeout)
+        return
     if is_many(sources):
         settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
         if model:
@@ -282,10 +307,37 @@ def decode(
         worker = partial(_decode_file, settings=settings)
         _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
         return
-    target = output or sources[0].with_suffix(".png")
+    target = _single_target(sources[0], output, ".png")
     overwrite = force or output is not None
     settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
-    _show(_decode_file(sources[0], target, settings))
+    _show(_decode_file(sources[0], target, settings), target)
+
+
+def _follow(
+    sources: Sequence[Path],
+    output: Path | None,
+    limits: tuple[int | None, int | None],
+    force: bool,
+    model: str | None,
+    recon: str,
+    seed: int,
+    timeout: float,
+) -> None:
+    """``decode --follow``."""
+    from diffcodec.cli.follow import follow_file
+
+    if is_many(sources):
+        raise click.UsageError("--follow is for one file")
+    if limits != (None, None):
+        raise click.UsageError("--follow takes neither --stop-t nor --max-bytes")
+    target = _single_target(sources[0], output, ".png")
+    if target == STANDARD:
+        raise click.UsageError("--follow writes its picture many times: name a file with -o")
+    if target.exists() and output is None and not force:
+        raise DataError(f"{target} exists; name the output with -o")
+    click.echo(
+        follow_file(sources[0], target, model=model, recon=recon, seed=seed, timeout=timeout)
+    )
 
 
 def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
@@ -310,10 +362,11 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
     if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     notes = []
-    written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
+    suffix = ".png" if target == STANDARD else target.suffix
+    written = image_bytes(decoded.pixels, suffix, decoded.metadata)
     write_bytes(target, written)
     if lost := not_kept(written, decoded.pixels, decoded.metadata):
-        notes.append(f"note: not in a {target.suffix} file: {', '.join(lost)}")
+        notes.append(f"note: not in a {suffix} file: {', '.join(lost)}")
     if decoded.exact and decoded.metadata_cut:
         notes.append(f"note: {source} ends inside its metadata; the pixels are exact")
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
@@ -365,7 +418,8 @@ def truncate(
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     write_bytes(output, kept)
-    click.echo(f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp")
+    line = f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp"
+    click.echo(line, err=output == STANDARD)
 
 
 @main.command()
