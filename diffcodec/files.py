@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from diffcodec.errors import DataError
-
 
 STANDARD = Path("-")
 """Names standard input or output; a file of this name is reached by its full path."""
@@ -20,19 +21,36 @@ def _unwritable(path: Path, e: OSError) -> DataError:
     return DataError(f"{path}: cannot be written ({e.strerror or e})")
 
 
+TEMPORARY = ".diffcodec-part"
+"""Ends the names of temporary files, which begin with a dot."""
+STALE = 3600.0
+"""Seconds after which a temporary file that nobody wrote to is one that a kill left behind."""
+
+
+@cache
+def remove_stale(folder: Path) -> None:
+    """Remove what killed processes left in a folder; looks once per process.
+
+    A process that is killed outright (SIGKILL, power) cannot remove its temporary file.  Nothing
+    mistakes it for output, but it takes space.
+    """
+    with suppress(OSError):
+        for path in folder.glob(f".*{TEMPORARY}"):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends without error.
 
     Raises DataError when the folder is missing or cannot be written.
     """
+    remove_stale(path.parent)
+    # Named before it exists: an interrupt right after it is made must find it, too.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as e:
-        raise _unwritable(path, e) from e
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(0o600, exist_ok=False)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -43,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as e:
         raise _unwritable(path, e) from e
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
 
 

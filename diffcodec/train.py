@@ -130,6 +130,7 @@ class Trainer:
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizers = make_optimizers(self.model, config)
         self.step = 0
+        self.stopped_by = 0  # number of the signal that ended the run early
         self.low, self.high = default_range(schedule.log_snr)
 
     def start_from(self, model: Model) -> None:
@@ -224,8 +225,12 @@ def read_checkpoint(folder: Path, name: str = CHECKPOINT) -> dict[str, Any]:
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write the checkpoint in one piece; DataError if that is impossible."""
     with atomic_path(path) as temporary:
-        torch.save(trainer.state_dict(), temporary)
+        try:
+            torch.save(trainer.state_dict(), temporary)
+        except RuntimeError as e:  # what torch makes of a full disk
+            raise DataError(f"{path}: cannot be written ({e})") from e
 
 
 def save_run(trainer: Trainer, folder: Path, name: str) -> None:
@@ -236,10 +241,13 @@ def save_run(trainer: Trainer, folder: Path, name: str) -> None:
 
 
 class _StopRequest:
-    """Turns SIGINT and SIGTERM into a flag, so that a run ends on a whole checkpoint."""
+    """Turns SIGINT and SIGTERM into a flag, so that a run ends on a whole checkpoint.
+
+    requested: the signal's number, or 0.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
@@ -252,8 +260,8 @@ class _StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.requested = number
 
 
 def train(
@@ -298,6 +306,7 @@ def train(
     make_folder(out)
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
+    trainer.stopped_by = stop.requested
     return trainer
 
 
@@ -342,8 +351,11 @@ def _line(trainer: Trainer, loss: Loss, rate: float) -> str:
 
 def _log(out: Path, step: int, kind: str, loss: Loss) -> None:
     row = {"step": step, "kind": kind, **{k: float(v) for k, v in loss._asdict().items()}}
-    with (out / LOG).open("a") as stream:
-        stream.write(json.dumps(row) + os.linesep)
+    try:
+        with (out / LOG).open("a") as stream:
+            stream.write(json.dumps(row) + os.linesep)
+    except OSError as e:
+        raise DataError(f"{out / LOG}: cannot be written ({e.strerror or e})") from e
 
 
 def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], None]) -> None:

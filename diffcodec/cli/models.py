@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from diffcodec.cli.base import PATH, Progress, main
+from diffcodec.cli.base import PATH, Progress, Stopped, main
 from diffcodec.plans import EFFORTS, PLANS, default_effort
 
 
@@ -246,7 +246,7 @@ def train(
     if dry_run:
         return
     report: Callable[[str], None] = click.echo
-    run(
+    trainer = run(
         list(data),
         out,
         config,
@@ -258,6 +258,9 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         report=report,
     )
+    if trainer.stopped_by:
+        click.echo(f"note: stopped at step {trainer.step}; --resume goes on from there", err=True)
+        raise Stopped(trainer.stopped_by)
 
 
 @main.command()
