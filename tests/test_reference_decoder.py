@@ -1,4 +1,4 @@
-"""The decoder written from docs/format.md alone finds what diffcodec does."""
+"""The decoder written from docs/format.md finds what diffcodec does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second decoder of .ddc files, written from docs/format.md and nothing else.
+"""A second decoder of .ddc files, written from docs/format.md.
 
     python tools/reference_decoder.py photo.ddc photo.ppm --model models/photo
 

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -189,7 +190,9 @@ def encode(
         _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
         return
     target = _single_target(sources[0], output, ".ddc")
-    _show(_encode_file(sources[0], target, settings, Progress("encode")), target)
+    with closing(Progress("encode")) as bar:
+        result = _encode_file(sources[0], target, settings, bar)
+    _show(result, target)
 
 
 def _encode_file(
