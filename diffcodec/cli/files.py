@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
-from diffcodec.cli.base import PATH, Progress, T, main
-from diffcodec.errors import DataError, DiffcodecError, FormatError
+from diffcodec.cli.base import DAMAGED, PATH, Progress, T, main
+from diffcodec.errors import DamageError, DataError, DiffcodecError, FormatError
 from diffcodec.files import make_folder
 from diffcodec.plans import EFFORTS
 
@@ -67,8 +67,8 @@ def _many(
         f"{summary.size} bytes, {8 * summary.size / max(summary.pixels, 1):.3f} bpp, "
         f"{summary.seconds:.2f} s"
     )
-    if summary.failed:
-        click.get_current_context().exit(1)
+    if summary.failed or summary.damaged:
+        click.get_current_context().exit(1 if summary.failed else DAMAGED)
 
 
 def _report(outcome: Outcome) -> None:
@@ -93,6 +93,12 @@ def _show(result: Result) -> None:
     for note in result.notes:
         click.echo(note, err=True)
     click.echo(result.line)
+
+
+def _max_pixels(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that limits the size of pictures; default: what holds without it."""
+    text = f"Refuse larger pictures.  [default: {default}]"
+    return click.option("--max-pixels", type=click.IntRange(1), help=text)
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -223,14 +229,17 @@ def _encode_file(
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """The options of ``decode``; overwrite: the target may exist."""
+    """The options of ``decode``; overwrite: the target may exist; salvage: show what comes before
+    damage."""
 
     model: str | None
     stop_t: int | None
     max_bytes: int | None
     recon: str
     seed: int
+    max_pixels: int | None
     overwrite: bool
+    salvage: bool
 
 
 @main.command()
@@ -250,6 +259,9 @@ class DecodeSettings:
     "a realistic guess (sample), or the likeliest way on (flow).",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, help="Of --recon sample.")
+@_max_pixels(
+    "178956970; 4194304 if less than a byte for 4096 pixels is there and the file is not complete"
+)
 @_many_options
 def decode(
     sources: tuple[Path, ...],
@@ -259,6 +271,7 @@ def decode(
     max_bytes: int | None,
     recon: str,
     seed: int,
+    max_pixels: int | None,
     jobs: int,
     force: bool,
 ) -> None:
@@ -266,6 +279,9 @@ def decode(
 
     SOURCE may also be a folder (all .ddc files below it), a pattern in quotes, or several of
     these. Pictures that OUTPUT holds already are then skipped, however they were made.
+
+    A damaged file is refused; with --force what comes before the damage is shown, with a warning
+    and exit code 3.
 
     \b
     diffcodec decode photo.ddc
@@ -276,7 +292,9 @@ def decode(
     from diffcodec import registry
 
     if is_many(sources):
-        settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
+        settings = DecodeSettings(
+            model, stop_t, max_bytes, recon, seed, max_pixels, overwrite=True, salvage=force
+        )
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_decode_file, settings=settings)
@@ -284,8 +302,13 @@ def decode(
         return
     target = output or sources[0].with_suffix(".png")
     overwrite = force or output is not None
-    settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
-    _show(_decode_file(sources[0], target, settings))
+    settings = DecodeSettings(
+        model, stop_t, max_bytes, recon, seed, max_pixels, overwrite, salvage=force
+    )
+    result = _decode_file(sources[0], target, settings)
+    _show(result)
+    if result.damaged:
+        click.get_current_context().exit(DAMAGED)
 
 
 def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
@@ -304,12 +327,18 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             model=loaded,
             recon=settings.recon,
             seed=settings.seed,
+            salvage=settings.salvage,
+            max_pixels=settings.max_pixels,
         )
+    except DamageError as e:
+        raise FormatError(f"{source}: {e}; --force shows what is left") from None
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     notes = []
+    if decoded.damage:
+        notes.append(f"warning: {source}: {decoded.damage}; only what comes before it is shown")
     written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
     write_bytes(target, written)
     if lost := not_kept(written, decoded.pixels, decoded.metadata):
@@ -324,9 +353,11 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             "may decode something else"
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
-    quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
+    kind = "damaged" if decoded.damage else "lossy"
+    quality = "exact" if decoded.exact else f"{kind}, t = {decoded.t}"
     result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
-    return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
+    line, damaged = f"{target}: {quality}, {result}", decoded.damage is not None
+    return Result(line, len(content), area, tuple(notes), damaged)
 
 
 @main.command()
@@ -372,7 +403,8 @@ def truncate(
 @click.argument("source", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @click.option("--model", help="Folder of the model the file was written with.")
-def info(source: Path, as_json: bool, model: str | None) -> None:
+@_max_pixels("178956970")
+def info(source: Path, as_json: bool, model: str | None, max_pixels: int | None) -> None:
     """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
     from diffcodec import api, registry
     from diffcodec.files import read_bytes
@@ -380,7 +412,7 @@ def info(source: Path, as_json: bool, model: str | None) -> None:
     content = read_bytes(source)
     loaded = registry.load_model(model) if model else None
     try:
-        facts = api.describe(content, loaded)
+        facts = api.describe(content, loaded, max_pixels=max_pixels)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if as_json:
