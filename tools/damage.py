@@ -5,7 +5,8 @@
     python tools/damage.py quality --data tests/data/kitten-64.png --points 60
 
 ``corrupt`` changes bytes of small files of the model of tests/golden: first one byte after
-another (of the largest file every fifth), then one to eight anywhere, mostly in the smallest.
+another (of the largest file every 17th), then one to eight anywhere, mostly in the smallest.
+Interrupted (SIGINT), it reports what it has so far.
 An altered file may be refused, may show a lossy picture, or may be exact if picture and metadata
 are those of the unaltered file; the exit code is 1 if anything else is called exact.
 ``prefixes`` decodes every prefix of small files, ``quality`` the prefixes of one picture's file
@@ -15,6 +16,7 @@ on a grid, with the PSNR of each.
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,7 +41,7 @@ from diffcodec.quality import psnr
 
 CHECKED = 20
 """Of so many refused files one is decoded again, down to where the message says it can be."""
-STATES = 4000
+STATES = 1000
 SMALL = 400
 """Bytes of files that take a millisecond or two and are damaged most."""
 
@@ -139,15 +141,16 @@ def corrupt(count: int, seed: int, per_byte: int) -> None:
                 left[_what_is_left(content, files[name], error, model)] += 1
 
     wholes = {name: diffcodec.decode(content, model=model) for name, content in files.items()}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
     with suppress(KeyboardInterrupt):
         for name, content in files.items():
             changes = per_byte if len(content) < SMALL else 1
-            for place in range(0, len(content), 1 + len(content) // 4096):
+            for place in range(0, len(content), 1 + len(content) // 1024):
                 for change in rng.sample(range(1, 256), changes):
                     byte = bytes([content[place] ^ change])
                     one(content[:place] + byte + content[place + 1 :], name, "one byte, in turn")
         names = [
-            n for n, content in files.items() for _ in range(10 if len(content) < SMALL else 1)
+            n for n, content in files.items() for _ in range(50 if len(content) < SMALL else 1)
         ]
         while done < count:
             name = rng.choice(names)
@@ -164,10 +167,9 @@ def corrupt(count: int, seed: int, per_byte: int) -> None:
 
 @main.command()
 def prefixes() -> None:
-    """Decode every prefix of small files."""
+    """Decode every prefix of small files, of the largest every 17th."""
     model = Remembering(read_model(GOLDEN / "model"))
     files = _files(model)
-    files["colour"] = (GOLDEN / "colour.ddc").read_bytes()
     outcomes: Counter[str] = Counter()
     begun = time.perf_counter()
     for name, content in files.items():
@@ -175,7 +177,7 @@ def prefixes() -> None:
         _, start = extras.front_chunks(header, content, start)
         whole = diffcodec.decode(content, model=model)
         reached = header.plan.timesteps[0]
-        for size in range(len(content)):
+        for size in range(0, len(content), 1 + len(content) // 1024):
             outcome = _prefix(content[:size], size < start, whole, reached, model)
             if isinstance(outcome, int):
                 reached, outcome = outcome, "lossy"

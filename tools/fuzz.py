@@ -318,6 +318,7 @@ def main(target: str, count: int, seed: int, coverage: bool, details: bool, out:
         _steered(watch, seeds, count, seed, done)
         return
     mutate = Mutator(seeds, rng, **shares)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background
     with suppress(KeyboardInterrupt):
         for _ in range(count):
             watch(mutate())
