@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,7 +152,11 @@ def receive(
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     t, evaluations = plan.timesteps[0], 0
     for number, steps in enumerate(plan.layers):
-        with _Layer(source, plan.label(number), t) as layer:
+        if steps[0][1] < stop_t:  # the layer is not even looked at: it may be damaged
+            levels, more = render(model, x, t, settings)
+            return Reconstruction(levels, t, evaluations + more)
+        with _naming(plan.label(number), t):
+            layer = _Layer(source)
             for a, b in steps:  # line 2
                 if layer.is_over or b < stop_t:
                     levels, more = render(model, x, a, settings)
@@ -204,18 +208,10 @@ def _naming(label: str, t: int) -> Iterator[None]:
 class _Layer:
     """The bytes of one layer of steps, consumed step by step."""
 
-    def __init__(self, source: Source, label: str, t: int) -> None:
-        self.source, self.naming = source, _naming(label, t)
-        self.cut, self.may_be_cut = Cut(b""), True
-
-    def __enter__(self) -> _Layer:
-        self.naming.__enter__()
-        code, self.may_be_cut = self.source.open()
-        self.cut = Cut(code, self.source.more)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.naming.__exit__(*error)
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        code, self.may_be_cut = source.open()
+        self.cut = Cut(code, source.more)
 
     @property
     def is_over(self) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffcodec import api, chunks, extras
 from diffcodec.api import Decoded
-from diffcodec.container import MAGIC, Header, Layer, LayerReader, read_header
+from diffcodec.container import MAGIC, Header, Layer, LayerReader, check_pixels, read_header
 from diffcodec.errors import DataError, FormatError
 from diffcodec.files import STANDARD
 from diffcodec.model import Model
@@ -124,6 +124,7 @@ def follow(
     model: Model | None = None,
     recon: str = "mean",
     seed: int = 0,
+    max_pixels: int | None = None,
 ) -> Decoded:
     """Decode what ``feed`` brings until the picture is complete or no more comes.
 
@@ -131,6 +132,7 @@ def follow(
     the rest, and what is returned and raised, as in :func:`diffcodec.decode`.
     """
     header, start = _read_header(feed)
+    check_pixels(header, max_pixels)
     model = api.model_for(header, model)
     while header.chunks:
         try:
@@ -139,6 +141,7 @@ def follow(
         except EOFError:
             if not feed.wait_for_more():
                 break
+    _wait_for_substance(feed, header, start, max_pixels)
     front = extras.read_front(header, feed.content, start)
     reader = FollowingReader(feed, front.end, header)
     return api.decode_layers(header, front, reader, model, recon=recon, seed=seed, refresh=refresh)
@@ -151,4 +154,16 @@ def _read_header(feed: Feed) -> tuple[Header, int]:
         except FormatError:
             hopeless = feed.content[:1] not in (b"", MAGIC) or len(feed.content) > LONGEST_HEADER
             if hopeless or not feed.wait_for_more():
+                raise
+
+
+def _wait_for_substance(feed: Feed, header: Header, start: int, max_pixels: int | None) -> None:
+    """Wait until a large picture has sent so much that its size can be believed."""
+    _, end = extras.front_chunks(header, feed.content, start)
+    while True:
+        try:
+            extras.check_presence(header, feed.content, end, max_pixels)
+            return
+        except FormatError:
+            if not feed.wait_for_more():
                 raise

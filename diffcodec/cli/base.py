@@ -16,6 +16,8 @@ from diffcodec import __version__
 from diffcodec.allocator import keep_freed_memory
 from diffcodec.errors import DiffcodecError
 
+DAMAGED = 3
+"""Exit code: a picture was made of what is left of a damaged file."""
 PATH = click.Path(path_type=Path)
 T = click.IntRange(1, 1000)
 
@@ -86,7 +88,9 @@ class Commands(click.Group):
             number = e.number if isinstance(e, Stopped) else signal.SIGINT
             click.echo(f"diffcodec: stopped by {signal.Signals(number).name}", err=True)
             ctx.exit(128 + number)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and "allocate memory" not in str(e):  # torch's own
+                raise
             click.echo("diffcodec: not enough memory for a picture of this size", err=True)
             ctx.exit(1)
 

@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
-from diffcodec.cli.base import PATH, Progress, T, main
-from diffcodec.errors import DataError, DiffcodecError, FormatError
+from diffcodec.cli.base import DAMAGED, PATH, Progress, T, main
+from diffcodec.errors import DamageError, DataError, DiffcodecError, FormatError
 from diffcodec.files import STANDARD, make_folder
 from diffcodec.plans import EFFORTS
 
@@ -70,8 +70,8 @@ def _many(
         f"{summary.size} bytes, {8 * summary.size / max(summary.pixels, 1):.3f} bpp, "
         f"{summary.seconds:.2f} s"
     )
-    if summary.failed:
-        click.get_current_context().exit(1)
+    if summary.failed or summary.damaged:
+        click.get_current_context().exit(1 if summary.failed else DAMAGED)
 
 
 def _report(outcome: Outcome) -> None:
@@ -103,6 +103,12 @@ def _single_target(source: Path, output: Path | None, suffix: str) -> Path:
     if output is None and source == STANDARD:
         raise click.UsageError("standard input needs -o FILE, or -o - for standard output")
     return output or source.with_suffix(suffix)
+
+
+def _max_pixels(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that limits the size of pictures; default: what holds without it."""
+    text = f"Refuse larger pictures.  [default: {default}]"
+    return click.option("--max-pixels", type=click.IntRange(1), help=text)
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -236,14 +242,17 @@ def _encode_file(
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """The options of ``decode``; overwrite: the target may exist."""
+    """The options of ``decode``; overwrite: the target may exist; salvage: show what comes before
+    damage."""
 
     model: str | None
     stop_t: int | None
     max_bytes: int | None
     recon: str
     seed: int
+    max_pixels: int | None
     overwrite: bool
+    salvage: bool
 
 
 @main.command()
@@ -271,6 +280,9 @@ class DecodeSettings:
     show_default=True,
     help="Of --follow: seconds without growth after which a file counts as ended.",
 )
+@_max_pixels(
+    "178956970; 4194304 if less than a byte for 4096 pixels is there and the file is not complete"
+)
 @_many_options
 def decode(
     sources: tuple[Path, ...],
@@ -282,6 +294,7 @@ def decode(
     seed: int,
     follow: bool,
     timeout: float,
+    max_pixels: int | None,
     jobs: int,
     force: bool,
 ) -> None:
@@ -289,6 +302,9 @@ def decode(
 
     SOURCE may also be a folder (all .ddc files below it), a pattern in quotes, or several of
     these. Pictures that OUTPUT holds already are then skipped, however they were made.
+
+    A damaged file is refused; with --force what comes before the damage is shown, with a warning
+    and exit code 3.
 
     \b
     diffcodec decode photo.ddc
@@ -300,11 +316,12 @@ def decode(
     """
     from diffcodec import registry
 
-    if follow:
-        _follow(sources, output, (stop_t, max_bytes), force, model, recon, seed, timeout)
-        return
+    if follow and (is_many(sources) or stop_t or max_bytes):
+        raise click.UsageError("--follow is for one file, without --stop-t and --max-bytes")
     if is_many(sources):
-        settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
+        settings = DecodeSettings(
+            model, stop_t, max_bytes, recon, seed, max_pixels, overwrite=True, salvage=force
+        )
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_decode_file, settings=settings)
@@ -312,35 +329,38 @@ def decode(
         return
     target = _single_target(sources[0], output, ".png")
     overwrite = force or output is not None
-    settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
-    _show(_decode_file(sources[0], target, settings), target)
+    settings = DecodeSettings(
+        model, stop_t, max_bytes, recon, seed, max_pixels, overwrite, salvage=force
+    )
+    if follow:
+        _follow(sources[0], target, overwrite, settings, timeout)
+        return
+    result = _decode_file(sources[0], target, settings)
+    _show(result, target)
+    if result.damaged:
+        click.get_current_context().exit(DAMAGED)
 
 
 def _follow(
-    sources: Sequence[Path],
-    output: Path | None,
-    limits: tuple[int | None, int | None],
-    force: bool,
-    model: str | None,
-    recon: str,
-    seed: int,
-    timeout: float,
+    source: Path, target: Path, overwrite: bool, settings: DecodeSettings, timeout: float
 ) -> None:
     """``decode --follow``."""
     from diffcodec.cli.follow import follow_file
 
-    if is_many(sources):
-        raise click.UsageError("--follow is for one file")
-    if limits != (None, None):
-        raise click.UsageError("--follow takes neither --stop-t nor --max-bytes")
-    target = _single_target(sources[0], output, ".png")
     if target == STANDARD:
         raise click.UsageError("--follow writes its picture many times: name a file with -o")
-    if target.exists() and output is None and not force:
+    if target.exists() and not overwrite:
         raise DataError(f"{target} exists; name the output with -o")
-    click.echo(
-        follow_file(sources[0], target, model=model, recon=recon, seed=seed, timeout=timeout)
+    last = follow_file(
+        source,
+        target,
+        model=settings.model,
+        recon=settings.recon,
+        seed=settings.seed,
+        max_pixels=settings.max_pixels,
+        timeout=timeout,
     )
+    click.echo(last)
 
 
 def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
@@ -359,12 +379,18 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             model=loaded,
             recon=settings.recon,
             seed=settings.seed,
+            salvage=settings.salvage,
+            max_pixels=settings.max_pixels,
         )
+    except DamageError as e:
+        raise FormatError(f"{source}: {e}; --force shows what is left") from None
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     notes = []
+    if decoded.damage:
+        notes.append(f"warning: {source}: {decoded.damage}; only what comes before it is shown")
     suffix = ".png" if target == STANDARD else target.suffix
     written = image_bytes(decoded.pixels, suffix, decoded.metadata)
     write_bytes(target, written)
@@ -380,9 +406,11 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             "may decode something else"
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
-    quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
+    kind = "damaged" if decoded.damage else "lossy"
+    quality = "exact" if decoded.exact else f"{kind}, t = {decoded.t}"
     result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
-    return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
+    line, damaged = f"{target}: {quality}, {result}", decoded.damage is not None
+    return Result(line, len(content), area, tuple(notes), damaged)
 
 
 @main.command()
@@ -429,7 +457,8 @@ def truncate(
 @click.argument("source", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @click.option("--model", help="Folder of the model the file was written with.")
-def info(source: Path, as_json: bool, model: str | None) -> None:
+@_max_pixels("178956970")
+def info(source: Path, as_json: bool, model: str | None, max_pixels: int | None) -> None:
     """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
     from diffcodec import api, registry
     from diffcodec.files import read_bytes
@@ -437,7 +466,7 @@ def info(source: Path, as_json: bool, model: str | None) -> None:
     content = read_bytes(source)
     loaded = registry.load_model(model) if model else None
     try:
-        facts = api.describe(content, loaded)
+        facts = api.describe(content, loaded, max_pixels=max_pixels)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if as_json:

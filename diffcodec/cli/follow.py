@@ -8,7 +8,14 @@ import click
 
 
 def follow_file(
-    source: Path, target: Path, *, model: str | None, recon: str, seed: int, timeout: float
+    source: Path,
+    target: Path,
+    *,
+    model: str | None,
+    recon: str,
+    seed: int,
+    max_pixels: int | None,
+    timeout: float,
 ) -> str:
     """Decode ``source`` while it arrives, ``target`` being the picture so far; the last line.
 
@@ -36,7 +43,9 @@ def follow_file(
     loaded = registry.load_model(model) if model else None
     with open_feed(source, timeout) as feed:
         try:
-            shown = follow(feed, refresh, model=loaded, recon=recon, seed=seed)
+            shown = follow(
+                feed, refresh, model=loaded, recon=recon, seed=seed, max_pixels=max_pixels
+            )
         except DiffcodecError as e:
             raise type(e)(f"{source}: {e}") from None
         write(shown)
