@@ -293,6 +293,7 @@ def decode(
     if the model is absent.
     """
     header, start = container.read_header(content)
+    container.check_pixels(header, max_pixels)
     model = model_for(header, model)
     extras.check_presence(
         header, content, extras.front_chunks(header, content, start)[1], max_pixels
