@@ -6,9 +6,14 @@ diffcodec.decode(data[:200]).pixels        # a lossy picture
 diffcodec.decode(data).pixels              # the original, exactly
 """
 
-from diffcodec.api import Decoded, decode, decode_batch, encode, encode_batch, truncate
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from diffcodec.errors import DataError, DiffcodecError, FormatError, ModelError
-from diffcodec.registry import default_model, load_model
+
+if TYPE_CHECKING:
+    from diffcodec.api import Decoded, decode, decode_batch, encode, encode_batch, truncate
+    from diffcodec.registry import default_model, load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,3 +31,16 @@ __all__ = [
     "load_model",
     "truncate",
 ]
+
+_HOMES = dict.fromkeys(
+    ("Decoded", "decode", "decode_batch", "encode", "encode_batch", "truncate"), "diffcodec.api"
+) | dict.fromkeys(("default_model", "load_model"), "diffcodec.registry")
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs PyTorch when it is first used, so that the command line starts at once."""
+    if name == "api":
+        return import_module("diffcodec.api")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffcodec' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

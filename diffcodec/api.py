@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +12,10 @@ from PIL import Image
 
 from diffcodec import chunks, container, extras
 from diffcodec.chunks import Chunk
-from diffcodec.codec import SentLayer, receive, send, strips
+from diffcodec.codec import Reconstruction, SentLayer, receive, send, strips
 from diffcodec.container import Header, Layer, LayerReader, Writer
-from diffcodec.errors import DataError, FormatError, ModelError
-from diffcodec.extras import EXCESS
+from diffcodec.errors import DamageError, DataError, FormatError, ModelError
+from diffcodec.extras import EXCESS, Front
 from diffcodec.image import (
     Metadata,
     Picture,
@@ -64,7 +63,8 @@ class Decoded:
     float_arithmetic: only a machine like the writer's is sure to get this picture;
     metadata: what arrived of them (EXIF, XMP and a large ICC profile come after all pixels;
     before that EXIF says how to turn the picture and nothing else);
-    metadata_cut: the file ends before all of the metadata that were encoded."""
+    metadata_cut: the file ends before all of the metadata that were encoded;
+    damage: what is wrong with the file after the part that is shown, in one line, or None."""
 
     pixels: U8
     exact: bool
@@ -73,6 +73,7 @@ class Decoded:
     float_arithmetic: bool
     metadata: Metadata = field(default_factory=Metadata)
     metadata_cut: bool = False
+    damage: str | None = None
 
     @property
     def colours(self) -> int:
@@ -221,7 +222,7 @@ def _just_enough(
     colours = to_array(picture.levels, picture.grey and not picture.planes)
 
     def reaches(size: int) -> bool:
-        shown = decode(content[:size], model=model)
+        shown = decode(content[:size], model=model, max_pixels=container.MAX_PIXELS)
         return psnr(shown.colour_values, colours) >= target
 
     low, high = start, len(content)
@@ -250,12 +251,16 @@ def encode_batch(
 
 
 def decode_batch(
-    contents: Sequence[bytes], *, stop_t: int = 0, model: Model | None = None
+    contents: Sequence[bytes],
+    *,
+    stop_t: int = 0,
+    model: Model | None = None,
+    max_pixels: int | None = None,
 ) -> list[Decoded]:
     """Decode several files, on all cores; the same pictures as one by one."""
 
     def work(number: int) -> Decoded:
-        return decode(contents[number], stop_t=stop_t, model=model)
+        return decode(contents[number], stop_t=stop_t, model=model, max_pixels=max_pixels)
 
     return thread_map(work, len(contents))
 
@@ -272,42 +277,109 @@ def decode(
     model: Model | None = None,
     recon: str = "mean",
     seed: int = 0,
+    salvage: bool = False,
+    max_pixels: int | None = None,
 ) -> Decoded:
     """Decode whatever ``content`` holds, down to timestep ``stop_t``; exact if it is complete.
 
     model: use this one instead of looking it up by the file's fingerprint; recon: how a lossy
     picture is made of the last state, "mean", "x0", "sample" (with ``seed``) or "flow", see
-    diffcodec.render.  Raises DataError for another recon, FormatError for damage (also when the
-    verified pixels differ), ModelError if the model is absent.
+    diffcodec.render; salvage: of a file that is damaged after its header and front block show
+    what comes before the damage, never as exact, and name it in ``damage``; max_pixels: refuse
+    larger pictures; by default those of more than 178,956,970 pixels, and those of more than
+    4,194,304 of which there is less than a byte for 4096 pixels, unless the file is complete.
+    Raises DataError for another recon, FormatError for a picture that is too large and for
+    damage (also when the verified pixels differ; DamageError if it can be salvaged), ModelError
+    if the model is absent.
+    """
+    header, start = container.read_header(content)
+    container.check_pixels(header, max_pixels)
+    model = model_for(header, model)
+    extras.check_presence(
+        header, content, extras.front_chunks(header, content, start)[1], max_pixels
+    )
+    front = extras.read_front(header, content, start)
+
+    def show(present: bytes) -> Decoded:
+        reader = LayerReader(present, front.end, header)
+        return decode_layers(header, front, reader, model, stop_t=stop_t, recon=recon, seed=seed)
+
+    try:
+        return show(content)
+    except DamageError as e:
+        if not salvage:
+            raise
+        return replace(show(content[: e.sound]), exact=False, damage=str(e))
+
+
+def decode_layers(
+    header: Header,
+    front: Front,
+    reader: LayerReader,
+    model: Model,
+    *,
+    stop_t: int = 0,
+    recon: str = "mean",
+    seed: int = 0,
+    refresh: Callable[[Decoded, int], None] | None = None,
+) -> Decoded:
+    """:func:`decode` after the header and the chunks behind it; DamageError if the rest is wrong.
+
+    refresh: called with the picture so far and the bytes it takes after every whole layer.
     """
     if recon not in RENDERS:
         raise DataError(f"recon must be one of {', '.join(RENDERS)}, not '{recon}'")
-    header, start = container.read_header(content)
-    model = _model_for(header, model)
-    front = extras.read_front(header, content, start)
-    reader = LayerReader(content, front.end, header)
-    render, draw = RENDERS[recon](seed), recon == "sample"
-    shown = receive(model, reader, _settings(header), stop_t=stop_t, render=render, draw=draw)
+
+    def decoded(shown: Reconstruction, metadata: Metadata, cut: bool) -> Decoded:
+        return Decoded(
+            pixels=to_array(shown.levels, header.grey and not header.planes, front.alpha),
+            exact=shown.t == 0,
+            t=shown.t,
+            evaluations=shown.evaluations,
+            float_arithmetic=header.float_arithmetic,
+            metadata=metadata,
+            metadata_cut=cut,
+        )
+
+    def watch(t: int, show: Callable[[], U8]) -> None:
+        if refresh is not None:
+            levels = show()
+            _verify(header, reader, levels)
+            shown = Reconstruction(levels, t, 0)
+            refresh(decoded(shown, front.metadata, header.trailer), reader.place)
+
+    try:
+        shown = receive(
+            model,
+            reader,
+            _settings(header),
+            stop_t=stop_t,
+            render=RENDERS[recon](seed),
+            draw=recon == "sample",
+            watch=watch,
+        )
+    except DamageError:
+        raise
+    except FormatError as e:
+        raise DamageError(str(e), reader.latest) from e
     _verify(header, reader, shown.levels)
     metadata, cut = front.metadata, header.trailer
-    if shown.t == 0 and not header.trailer and not reader.at_end:
-        raise FormatError(EXCESS)
-    if shown.t == 0 and header.trailer:
-        with suppress(EOFError):
-            metadata = replace(metadata, **extras.read_trailer(content, reader.place)[0])
-            cut = False
-    return Decoded(
-        pixels=to_array(shown.levels, header.grey and not header.planes, front.alpha),
-        exact=shown.t == 0,
-        t=shown.t,
-        evaluations=shown.evaluations,
-        float_arithmetic=header.float_arithmetic,
-        metadata=metadata,
-        metadata_cut=cut,
-    )
+    try:
+        if shown.t == 0 and not header.trailer and not reader.at_end:
+            raise FormatError(EXCESS)
+        while shown.t == 0 and cut:
+            try:
+                metadata = replace(metadata, **extras.read_trailer(reader.content, reader.place)[0])
+                cut = False
+            except EOFError:
+                if not reader.grow():
+                    break
+    except FormatError as e:
+        raise DamageError(str(e), reader.place) from e
+    return decoded(shown, metadata, cut)
 
 
-def _model_for(header: Header, model: Model | None) -> Model:
+def model_for(header: Header, model: Model | None) -> Model:
     """The model that decodes the file: ``model``, or the installed one it names.
 
     ModelError if that is not the one it was written with or cannot decode it.
@@ -326,16 +398,18 @@ def _model_for(header: Header, model: Model | None) -> Model:
     return model
 
 
-def parse(content: bytes, model: Model | None = None) -> Contents:
+def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None = None) -> Contents:
     """Header and layers of a file; what is damaged is reported in ``damage``, not raised.
 
     The layers of a small file are found by decoding it, with ``model`` if it is given.  Raises
-    FormatError for an unusable header, ModelError if the model is needed and absent.
+    FormatError for an unusable header or more pixels than max_pixels (default: 178,956,970),
+    ModelError if the model is needed and absent.
     """
     header, start = container.read_header(content)
+    container.check_pixels(header, max_pixels)
     front = extras.read_front(header, content, start)
     reader = LayerReader(content, front.end, header)
-    decoder = None if header.has_lengths else _model_for(header, model)
+    decoder = None if header.has_lengths else model_for(header, model)
     damage = None
     try:
         if decoder is None:
@@ -396,7 +470,7 @@ def truncate(
     _, start = extras.front_chunks(header, content, start)
     end = len(content)
     if stop_t:
-        contents = parse(content, model)
+        contents = parse(content, model, max_pixels=container.MAX_PIXELS)
         last = smallest_coded(header.plan, stop_t)
         wanted = sum(layer[0][0] > last for layer in header.plan.layers)
         kept = contents.layers[:wanted]
@@ -439,15 +513,18 @@ def _verify(header: Header, reader: LayerReader, levels: U8) -> None:
     for rows, layer in zip(strips(header.height), found, strict=False):
         pixels = _pixel_bytes(levels[:, rows], header.grey)
         if layer.whole and container.pixel_check(pixels) != layer.check:
-            raise FormatError(
+            raise DamageError(
                 f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
                 "damaged or was written by another machine's arithmetic; "
-                "decode with --stop-t 1 for the lossy picture"
+                "decode with --stop-t 1 for the lossy picture",
+                layer.start,
             )
 
 
-def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
-    """Header and layers as plain data, for ``diffcodec info``; model: as in :func:`parse`.
+def describe(
+    content: bytes, model: Model | None = None, *, max_pixels: int | None = None
+) -> dict[str, Any]:
+    """Header and layers as plain data, for ``diffcodec info``; options as of :func:`parse`.
 
     noise_levels needs the model's schedule and is None when the model is not installed.
     """
@@ -455,11 +532,11 @@ def describe(content: bytes, model: Model | None = None) -> dict[str, Any]:
     plan = header.plan
     try:
         model = model or find_model(header.fingerprint, header.model)
-        contents = parse(content, model)
+        contents = parse(content, model, max_pixels=max_pixels)
     except ModelError as e:
         if not header.has_lengths:
             raise ModelError(f"{e}; the layers of so small a file cannot be told without it") from e
-        model, contents = None, parse(content)
+        model, contents = None, parse(content, max_pixels=max_pixels)
     area = header.width * header.height
     ends = [layer[-1][1] for layer in plan.layers]
     kinds = {"alpha": chunks.ALPHA, "icc": chunks.ICC, "exif": chunks.EXIF, "xmp": chunks.XMP}

@@ -32,12 +32,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker made: a line and notes for the user; size in bytes; pixels of the picture."""
+    """What a worker made: a line and notes for the user; size in bytes; pixels of the picture;
+    damaged: the source is, and this is what is left of it."""
 
     line: str
     size: int
     pixels: int
     notes: tuple[str, ...] = ()
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Counts of jobs by how they ended; size in bytes and pixels of those done."""
+    """Counts of jobs by how they ended; damaged: how many of those done are; size in bytes and
+    pixels of those done."""
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
+    damaged: int = 0
     size: int = 0
     pixels: int = 0
     seconds: float = 0.0
@@ -64,6 +68,7 @@ class Summary:
         """Count one more job."""
         if outcome.result is not None:
             self.done += 1
+            self.damaged += outcome.result.damaged
             self.size += outcome.result.size
             self.pixels += outcome.result.pixels
         elif outcome.error:

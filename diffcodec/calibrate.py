@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffcodec.exact import X_UNIT, quantize
 from diffcodec.final_layer import fit_neighbours
-from diffcodec.model import NEIGHBOURS, Model
+from diffcodec.model import Model
+from diffcodec.model_check import NEIGHBOURS
 from diffcodec.reverse import evaluate, final_distribution
 
 U8 = NDArray[np.uint8]

@@ -52,6 +52,9 @@ RARE_SCALE = 2
 ESCAPE_AT = 4.0
 """Shifts beyond this many standard deviations √(1+s) are corrected explicitly."""
 
+MAX_ESCAPE_BYTES = 8
+"""More than one correction can take; the message has two to spare."""
+
 SEARCH_LIMIT = 1 << 22
 """The sender never looks at more candidates than this for one coefficient."""
 
@@ -170,8 +173,11 @@ def _head(scale: int, escapes: bool) -> BitWriter:
     return writer
 
 
-def _read_head(reader: BitReader) -> tuple[int, int | None]:
-    """(scale, bytes of escapes that follow or None without); EOFError if it is cut."""
+def _read_head(reader: BitReader, n: int) -> tuple[int, int | None]:
+    """(scale, bytes of escapes that follow or None without) of a segment of n coefficients.
+
+    EOFError if it is cut.
+    """
     for scale in (0, 1):
         if reader.read(1):
             return scale, None
@@ -182,7 +188,10 @@ def _read_head(reader: BitReader) -> tuple[int, int | None]:
     if not escapes:
         return scale, None
     reader.align()
-    return scale, reader.read_varint()
+    length = reader.read_varint()
+    if length > MAX_ESCAPE_BYTES * (n + 2):
+        raise FormatError(f"corrections of {n} coefficients cannot take {length} bytes")
+    return scale, length
 
 
 def send_segment(
@@ -274,7 +283,7 @@ def segment_size(
         return 0
     reader = BitReader(code[:HEAD_BYTES])
     try:
-        scale, escapes = _read_head(reader)
+        scale, escapes = _read_head(reader, len(s_index))
     except EOFError:
         return len(code) + 1
     head = reader.position + 8 * (escapes or 0)
@@ -301,7 +310,7 @@ def receive_segment(
     reader = BitReader(code)
     n = len(s_index)
     try:
-        scale, escapes = _read_head(reader)
+        scale, escapes = _read_head(reader, n)
         counts = np.zeros(n, dtype=np.int64)
         if escapes is not None:
             counts = decode_escapes(reader.read_bytes(escapes), n)

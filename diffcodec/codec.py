@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,9 @@ class Source(Protocol):
     def open(self) -> tuple[bytes, bool]:
         """(bytes of the next layer of steps or more, whether they may end before the layer)."""
 
+    def more(self, size: int) -> bytes:
+        """The bytes of :meth:`open` once there are ``size`` of them, or all that ever come."""
+
     def close(self, used: int, check: int) -> None:
         """The layer took ``used`` bytes and led to a state with this ``check``.
 
@@ -89,7 +93,15 @@ class Reconstruction:
     evaluations: int
 
 
+Watch = Callable[[int, Callable[[], U8]], None]
+"""Called with (timestep of the state, a function that shows it as levels uint8 [3, H, W])."""
+
+
 def _no_pulse() -> None:
+    pass
+
+
+def _no_watch(t: int, show: Callable[[], U8]) -> None:
     pass
 
 
@@ -127,19 +139,24 @@ def receive(
     stop_t: int = 0,
     render: Render = mean,
     draw: bool = False,
+    watch: Watch = _no_watch,
 ) -> Reconstruction:
     """Algorithm 4: decode the layers that arrived, in order.
 
     Stops at the smallest coded timestep ≥ ``stop_t``; ``render`` makes a picture of a state
-    x_t; with ``draw`` what did not arrive of a step is drawn from p_θ.  Raises FormatError for
-    the first layer whose contents are impossible or whose check the state it leads to does not
-    match.
+    x_t; with ``draw`` what did not arrive of a step is drawn from p_θ; ``watch`` is called after
+    every whole layer (t = 1: also after strips).  Raises FormatError for the first layer whose
+    contents are impossible or whose check the state it leads to does not match.
     """
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     t, evaluations = plan.timesteps[0], 0
     for number, steps in enumerate(plan.layers):
-        with _Layer(source, plan.label(number), t) as layer:
+        if steps[0][1] < stop_t:  # the layer is not even looked at: it may be damaged
+            levels, more = render(model, x, t, settings)
+            return Reconstruction(levels, t, evaluations + more)
+        with _naming(plan.label(number), t):
+            layer = _Layer(source)
             for a, b in steps:  # line 2
                 if layer.is_over or b < stop_t:
                     levels, more = render(model, x, a, settings)
@@ -153,6 +170,7 @@ def receive(
                     return Reconstruction(levels, t, evaluations + more)
                 t = b
             layer.finish(x)
+        watch(t, partial(_show, model, x, t, settings, render))
     final = Final(model, x, settings)
     levels, done = final.shown, stop_t == 0
     for number, rows in enumerate(strips(settings.height)):
@@ -166,7 +184,13 @@ def receive(
             )
             levels[:, rows] = np.where(certain, values, levels[:, rows])
             done &= strip.whole
+        if strip.whole:
+            watch(t, levels.copy)
     return Reconstruction(levels, 0 if done else t, evaluations + 1)  # line 5
+
+
+def _show(model: Model, x: I32, t: int, settings: Settings, render: Render) -> U8:
+    return render(model, x.copy(), t, settings)[0]
 
 
 @contextmanager
@@ -184,23 +208,15 @@ def _naming(label: str, t: int) -> Iterator[None]:
 class _Layer:
     """The bytes of one layer of steps, consumed step by step."""
 
-    def __init__(self, source: Source, label: str, t: int) -> None:
-        self.source, self.naming = source, _naming(label, t)
-        self.cut, self.may_be_cut = Cut(b""), True
-
-    def __enter__(self) -> _Layer:
-        self.naming.__enter__()
-        code, self.may_be_cut = self.source.open()
-        self.cut = Cut(code)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.naming.__exit__(*error)
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        code, self.may_be_cut = source.open()
+        self.cut = Cut(code, source.more)
 
     @property
     def is_over(self) -> bool:
         """Whether the file ends here, rather than nothing more being needed."""
-        return self.may_be_cut and not self.cut.take(0)
+        return self.may_be_cut and not self.cut.has(1)
 
     def check_cut(self) -> None:
         """FormatError unless the file ends here, so that a part of the layer may be missing."""

@@ -43,6 +43,12 @@ MAX_PIXELS = 1 << 28
 MAX_SEED = (1 << 32) - 1
 MAX_LAYER = 1 << 32
 
+DECODED_PIXELS = 178_956_970
+"""Larger pictures are decoded only when asked for by number (Pillow's limit for all formats)."""
+TRUSTED_PIXELS = 1 << 22
+"""Larger ones only if the file is complete or has a byte for every PIXELS_PER_BYTE."""
+PIXELS_PER_BYTE = 1 << 12
+
 
 @dataclass(frozen=True)
 class Header:
@@ -196,6 +202,17 @@ def read_header(content: bytes) -> tuple[Header, int]:
     return header, cursor.place
 
 
+def check_pixels(header: Header, max_pixels: int | None) -> None:
+    """FormatError if the picture has more than ``max_pixels`` pixels (None: DECODED_PIXELS)."""
+    area = header.width * header.height
+    limit = DECODED_PIXELS if max_pixels is None else max_pixels
+    if area > limit:
+        raise FormatError(
+            f"the picture of {header.width}x{header.height} has more than {limit} pixels; "
+            f"--max-pixels {area} decodes it nevertheless"
+        )
+
+
 def _read_fingerprint(cursor: _Cursor, number: int) -> bytes:
     if number == UNLISTED:
         return cursor.take(FINGERPRINT_BYTES)
@@ -281,6 +298,8 @@ class LayerReader:
 
     def __init__(self, content: bytes, place: int, header: Header) -> None:
         self.content, self.place = content, place
+        self.latest = place
+        """Where the layer begins that was asked for last."""
         self.has_lengths = header.has_lengths
         self.layers: list[Layer] = []
 
@@ -294,6 +313,7 @@ class LayerReader:
 
         Raises FormatError for an impossible length.
         """
+        self.latest = self.place
         if not self.has_lengths:
             return self.content[self.place :], True
         found = self._length()
@@ -301,6 +321,14 @@ class LayerReader:
             return b"", True
         size, body = found
         return self.content[body : body + size], body + size >= len(self.content)
+
+    def grow(self) -> bool:
+        """Wait for another byte; False: here all of them are known."""
+        return False
+
+    def more(self, size: int) -> bytes:
+        """The bytes of :meth:`open`: as many as there are, nothing more will come."""
+        return self.open()[0]
 
     def close(self, used: int, check: int) -> None:
         """The layer took ``used`` bytes and led to a state with this ``check``.
@@ -343,6 +371,7 @@ class LayerReader:
 
     def strip(self) -> Layer | None:
         """The next strip, which may be cut; None if nothing of its payload can be there."""
+        self.latest = self.place
         found = self._length()
         if found is None or found[1] + 4 > len(self.content):
             return None

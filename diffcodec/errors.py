@@ -15,5 +15,16 @@ class FormatError(DiffcodecError):
     """Bytes are not a .ddc file this version can read, or are damaged."""
 
 
+class DamageError(FormatError):
+    """A layer, or what comes after the last one, is damaged.
+
+    sound: bytes of the file before the damage; as a cut file they decode to all that is left.
+    """
+
+    def __init__(self, message: str, sound: int = 0) -> None:
+        super().__init__(message)
+        self.sound = sound
+
+
 class ModelError(DiffcodecError):
     """A model is missing, malformed, or not the one a file was written with."""

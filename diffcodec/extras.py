@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from diffcodec import chunks
 from diffcodec.chunks import Chunk
-from diffcodec.container import Header
+from diffcodec.container import PIXELS_PER_BYTE, TRUSTED_PIXELS, Header, LayerReader
 from diffcodec.errors import FormatError
+from diffcodec.final_layer import STRIP_ROWS
 from diffcodec.image import Metadata, Picture, orientation_exif
 
 U8 = NDArray[np.uint8]
@@ -77,6 +78,34 @@ def front_chunks(header: Header, content: bytes, start: int) -> tuple[list[Chunk
         raise FormatError(
             "the file ends in what comes between header and layers; nothing can be decoded"
         ) from None
+
+
+def check_presence(header: Header, content: bytes, end: int, max_pixels: int | None) -> None:
+    """FormatError if there is too little of a large picture to be worth the memory it takes.
+
+    end: where the layers begin.  A file of twenty bytes can declare millions of pixels; unless
+    ``max_pixels`` says that they are wanted, there must be a byte for every PIXELS_PER_BYTE of
+    them, or all of the layers, which are short only if there is nothing to see.
+    """
+    area = header.width * header.height
+    if max_pixels is not None or area <= TRUSTED_PIXELS or len(content) * PIXELS_PER_BYTE >= area:
+        return
+    if not _is_complete(header, LayerReader(content, end, header)):
+        raise FormatError(
+            f"the file declares {header.width}x{header.height} pixels and ends after "
+            f"{len(content)} bytes; --max-pixels {area} decodes it nevertheless"
+        )
+
+
+def _is_complete(header: Header, reader: LayerReader) -> bool:
+    """Whether all layers of a large picture are there, by their lengths."""
+    try:
+        if not all([reader.skip() for _ in header.plan.layers]):
+            return False
+        strips = [reader.strip() for _ in range(0, header.height, STRIP_ROWS)]
+    except FormatError:
+        return False
+    return strips[-1] is not None and strips[-1].whole
 
 
 def read_front(header: Header, content: bytes, start: int) -> Front:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +19,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from diffcodec.ddpm.process import Prediction, Variance
 from diffcodec.ddpm.unet import UNetConfig
-from diffcodec.errors import DataError, ModelError
+from diffcodec.errors import ModelError
 from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
-from diffcodec.files import read_bytes, write_bytes
+from diffcodec.files import write_bytes
 from diffcodec.final_layer import NO_NEIGHBOURS
+from diffcodec.model_check import (
+    NEIGHBOURS,
+    check_exact,
+    check_size,
+    check_weights,
+    read_json,
+    read_tensors,
+)
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import PLANS, Plan
 from diffcodec.schedule import Schedule
@@ -43,7 +49,6 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FINGERPRINT_BYTES = 3
-NEIGHBOURS = "neighbours"
 TILE = 768
 """Larger pictures are evaluated in tiles of this side, in bounded memory."""
 
@@ -78,8 +83,8 @@ class ModelConfig:
         return json.dumps(values, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelConfig:
-        values: dict[str, Any] = json.loads(text)
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Rebuild from what :meth:`to_json` wrote; ValueError, KeyError or TypeError otherwise."""
         kinds: dict[object, Any] = {None: NetworkConfig, UNET: UNetConfig}
         return cls(
             name=str(values["name"]),
@@ -145,16 +150,19 @@ class Model:
         if isinstance(config.network, UNetConfig):
             raise ModelError(f"model '{config.name}' samples, but has no variances to code with")
         self.halo = config.network.halo
+        check_size(config.network, weights)
+        self.network = CodecUNet(config.network)
+        check_weights(self.network, weights)
+        if exact is not None:
+            check_exact(self.network, exact)
         half = {k: v.to(torch.float16) for k, v in weights.items()}
         self.fingerprint = _fingerprint(config, exact or half)[:FINGERPRINT_BYTES]
-        try:
-            self.network = CodecUNet(config.network)
-            self.network.load_state_dict({k: v.float() for k, v in half.items()})
-            self._exact = ExactNetwork(exact, config.network.blocks) if exact else None
-        except (RuntimeError, KeyError, IndexError) as e:
-            raise ModelError(f"weights do not fit the model's configuration ({e})") from e
+        self.network.load_state_dict({k: v.float() for k, v in half.items()})
+        self._exact = ExactNetwork(exact, config.network.blocks) if exact else None
         self.network.eval().requires_grad_(False)
-        self.neighbours = NO_NEIGHBOURS if exact is None else _neighbours(exact)
+        self.neighbours = NO_NEIGHBOURS
+        if exact is not None and NEIGHBOURS in exact:
+            self.neighbours = exact[NEIGHBOURS].numpy()
 
     @property
     def exact(self) -> bool:
@@ -212,14 +220,8 @@ class Model:
         log_snr = torch.tensor([float(self.schedule.at(self.schedule.log_snr, t))])
         with torch.inference_mode(), _one_thread():
             out = self.network((x / (1 << X_UNIT)).float()[None], log_snr)
-        return round_outputs(*(part[0].double() for part in out))
-
-
-def _neighbours(exact: dict[str, Tensor]) -> NDArray[np.int64]:
-    found = exact.get(NEIGHBOURS, torch.from_numpy(NO_NEIGHBOURS)).numpy()
-    if found.shape != NO_NEIGHBOURS.shape or found.dtype != np.int64 or np.abs(found).max() > 4096:
-        raise ModelError("the weights of the final layer's neighbours are not usable")
-    return found
+        # Finite weights, however large, can still lead to numbers that are not.
+        return round_outputs(*(torch.nan_to_num(part[0].double()) for part in out))
 
 
 def _empty(height: int, width: int, final: bool) -> Integers:
@@ -249,25 +251,18 @@ def save_exact(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) ->
 
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model folder; ModelError if it is missing or malformed."""
+    values = read_json(folder / CONFIG)
     try:
-        return ModelConfig.from_json(read_bytes(folder / CONFIG).decode())
-    except DataError as e:
-        raise ModelError(f"{folder}: not a model folder ({e})") from e
-    except (ValueError, KeyError, TypeError) as e:
+        return ModelConfig.from_dict(values)
+    except (ValueError, KeyError, TypeError, OverflowError) as e:
         raise ModelError(f"{folder / CONFIG}: not a model configuration ({e})") from e
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ModelError if it cannot be read."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise ModelError(f"{path.parent}: weights cannot be read ({e})") from e
 
 
 def read_model(folder: Path) -> Model:
     """Load a model folder; ModelError with one line when it is missing or malformed."""
-    config, exact = read_config(folder), folder / EXACT
-    return Model(
-        config, read_weights(folder / WEIGHTS), read_weights(exact) if exact.exists() else None
-    )
+    config, weights = read_config(folder), read_tensors(folder / WEIGHTS)
+    exact = read_tensors(folder / EXACT) if os.path.lexists(folder / EXACT) else None
+    try:
+        return Model(config, weights, exact)
+    except ModelError as e:
+        raise ModelError(f"{folder}: {e}") from e

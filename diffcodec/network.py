@@ -34,6 +34,9 @@ PIXEL_OUTPUTS = 6
 
 SIZE_MULTIPLE = 8
 
+LARGEST = {"channels": 4096, "blocks": 64, "embedding": 4096}
+"""No network is larger: a configuration that is wrong is not to take hours or all memory."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -52,14 +55,16 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "blocks"):
             value = getattr(self, name)
+            most = LARGEST[name]
             if not (
                 isinstance(value, tuple)
                 and len(value) == 3
-                and all(isinstance(v, int) and v >= 1 for v in value)
+                and all(isinstance(v, int) and 1 <= v <= most for v in value)
             ):
-                raise ValueError(f"{name} must be three positive integers, not {value!r}")
-        if not isinstance(self.embedding, int) or self.embedding < 2 or self.embedding % 2:
-            raise ValueError(f"embedding must be a positive even integer, not {self.embedding!r}")
+                raise ValueError(f"{name} must be three integers in 1..{most}, not {value!r}")
+        width, most = self.embedding, LARGEST["embedding"]
+        if not isinstance(width, int) or not 2 <= width <= most or width % 2:
+            raise ValueError(f"embedding must be an even integer in 2..{most}, not {width!r}")
 
     @property
     def halo(self) -> int:

@@ -48,15 +48,17 @@ class DdcImageFile(ImageFile.ImageFile):
     """A .ddc file, whole or cut.
 
     Set before the picture is loaded: stop_t, to stop at the smallest coded timestep ≥ stop_t;
-    model, for a file whose model is not shipped.  After loading ``info["diffcodec"]`` holds
-    ``exact`` (whether this is the original, verified) and ``t`` (timestep of the last whole layer,
-    0 if all are).  A file that is cut loads as the lossy picture it is; damage is an OSError.
+    model, for a file whose model is not shipped; max_pixels, as for :func:`diffcodec.decode`.
+    After loading ``info["diffcodec"]`` holds ``exact`` (whether this is the original, verified)
+    and ``t`` (timestep of the last whole layer, 0 if all are).  A file that is cut loads as the
+    lossy picture it is; damage is an OSError.
     """
 
     format = FORMAT
     format_description = "diffcodec, progressive lossy to lossless"
     stop_t: int = 0
     model: Model | None = None
+    max_pixels: int | None = None
     _header: Header
 
     def _open(self) -> None:
@@ -86,7 +88,9 @@ class DdcImageFile(ImageFile.ImageFile):
             raise OSError("the file is closed")
         self.fp.seek(0)
         try:
-            decoded = api.decode(self.fp.read(), stop_t=self.stop_t, model=self.model)
+            decoded = api.decode(
+                self.fp.read(), stop_t=self.stop_t, model=self.model, max_pixels=self.max_pixels
+            )
         except DiffcodecError as e:
             raise OSError(str(e)) from e
         # A copy: Pillow would otherwise share the array's memory, and write to it.

@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 LEVEL = 1.0 / 127.5
 """One level of an 8-bit image in the [-1, 1] scale."""
 
+LONGEST = 10_000
+"""Timesteps of the longest chain: its tables are made in decimal arithmetic."""
+
 F64 = NDArray[np.float64]
 
 
@@ -35,8 +38,8 @@ class Schedule:
     beta_end: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.timesteps < 1:
-            raise ValueError(f"timesteps must be at least 1, not {self.timesteps}")
+        if not isinstance(self.timesteps, int) or not 1 <= self.timesteps <= LONGEST:
+            raise ValueError(f"timesteps must be an integer in 1..{LONGEST}, not {self.timesteps}")
         if not 0.0 < self.beta_start <= self.beta_end < 1.0:
             raise ValueError(
                 f"betas must satisfy 0 < beta_start <= beta_end < 1, "

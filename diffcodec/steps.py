@@ -76,8 +76,16 @@ class Settings:
 class Cut:
     """Hands out the bytes of one layer's payload in order, until they end."""
 
-    def __init__(self, code: bytes) -> None:
-        self.code, self.place = code, 0
+    def __init__(self, code: bytes, more: Callable[[int], bytes] | None = None) -> None:
+        """more: gives the payload once it has so many bytes or no more will come."""
+        self.code, self.place, self._more = code, 0, more
+
+    def has(self, count: int) -> bool:
+        """Whether so many bytes come next; waits for them if they may be on their way."""
+        end = self.place + count
+        if end > len(self.code) and self._more is not None:
+            self.code = self._more(end)
+        return end <= len(self.code)
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes, or what there is; 0: a look at the next few, taking none."""
@@ -245,8 +253,15 @@ def _follow_flow(
 
 
 def _take(own: _Segment, cut: Cut, eta: int) -> bytes:
-    """The bytes of the next segment, as far as they are there."""
-    return cut.take(channel.segment_size(cut.take(0), own.s_index, eta=eta, mute=own.mute))
+    """The bytes of the next segment, as far as they are there or come."""
+
+    def size() -> int:
+        return channel.segment_size(cut.take(0), own.s_index, eta=eta, mute=own.mute)
+
+    while (seen := len(cut.take(0))) < min(size(), HEAD_BYTES) and cut.has(seen + 1):
+        pass  # until the head is there, which says how long the segment is
+    cut.has(size())
+    return cut.take(size())
 
 
 def _receive(

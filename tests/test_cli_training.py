@@ -13,7 +13,7 @@ from diffcodec.cli import main
 from diffcodec.ddpm.store import read_process
 from diffcodec.ddpm.unet import CONFIGS, UNetConfig
 from diffcodec.model import read_config
-from diffcodec.settings import TrainConfig
+from diffcodec.train.settings import TrainConfig
 
 SHAPE = UNetConfig(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.0)
 

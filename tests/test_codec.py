@@ -242,6 +242,9 @@ class Layers:
     def open(self) -> tuple[bytes, bool]:
         return (self.steps[self.place][0], False) if self.place < len(self.steps) else (b"", True)
 
+    def more(self, size: int) -> bytes:
+        return self.open()[0]
+
     def close(self, used: int, check: int) -> None:
         code, expected = self.steps[self.place]
         self.place += 1

@@ -17,13 +17,13 @@ from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.model import (
     CONFIG,
     EXACT,
-    NEIGHBOURS,
     WEIGHTS,
     Model,
     ModelConfig,
     read_model,
     save_model,
 )
+from diffcodec.model_check import NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import PLANS
 from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped

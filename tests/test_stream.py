@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.checkpoint import read_checkpoint
 from diffcodec.data import NO_CLASS, load_labelled
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError
-from diffcodec.settings import PAPER_SCHEDULE, TrainConfig
-from diffcodec.stream import StreamSampler, batches, expand, index_pictures
 from diffcodec.train import Trainer, train
+from diffcodec.train.checkpoint import read_checkpoint
+from diffcodec.train.settings import PAPER_SCHEDULE, TrainConfig
+from diffcodec.train.stream import StreamSampler, batches, expand, index_pictures
 
 U8 = NDArray[np.uint8]
 IMAGES: U8 = np.random.default_rng(0).integers(0, 256, (10, 12, 14, 3), dtype=np.uint8)

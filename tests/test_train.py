@@ -16,15 +16,15 @@ from conftest import round_trip
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcodec.checkpoint import CHECKPOINT, LOG, PLATEAU, read_checkpoint
 from diffcodec.errors import DataError
 from diffcodec.model import read_model
 from diffcodec.network import NetworkConfig, UnitConv2d
 from diffcodec.objective import bits_per_dim
 from diffcodec.schedule import Schedule
-from diffcodec.settings import TrainConfig, decay_start, lr_factor
-from diffcodec.tasks import make_optimizers
 from diffcodec.train import Trainer, train
+from diffcodec.train.checkpoint import CHECKPOINT, LOG, PLATEAU, read_checkpoint
+from diffcodec.train.settings import TrainConfig, decay_start, lr_factor
+from diffcodec.train.tasks import make_optimizers
 
 U8 = NDArray[np.uint8]
 NETWORK = NetworkConfig(channels=(8, 8, 8), blocks=(1, 1, 1), embedding=16)

@@ -15,16 +15,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from diffcodec.checkpoint import CHECKPOINT, LOG, read_checkpoint, save_checkpoint
 from diffcodec.ddpm.store import read_process
 from diffcodec.ddpm.unet import UNet, UNetConfig
-from diffcodec.distributed import bounds
 from diffcodec.errors import DataError, ModelError
-from diffcodec.model import read_config, read_weights
+from diffcodec.model import read_config
+from diffcodec.model_check import read_tensors
 from diffcodec.network import NetworkConfig
-from diffcodec.settings import PAPER_SCHEDULE, TrainConfig, lr_factor, paper_settings
-from diffcodec.tasks import DdpmLoss, Part, draw
 from diffcodec.train import Trainer, train
+from diffcodec.train.checkpoint import CHECKPOINT, LOG, read_checkpoint, save_checkpoint
+from diffcodec.train.distributed import bounds
+from diffcodec.train.settings import PAPER_SCHEDULE, TrainConfig, lr_factor, paper_settings
+from diffcodec.train.tasks import DdpmLoss, Part, draw
 
 U8 = NDArray[np.uint8]
 SHAPE = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, groups=4, dropout=0.0)
@@ -277,7 +278,7 @@ def test_pictures_without_a_class_are_refused(
 
 def test_a_run_begins_with_weights_that_fit(data: Path, tmp_path: Path) -> None:
     train([data], tmp_path / "a", CONFIG, report=silent)
-    begin = read_config(tmp_path / "a"), read_weights(tmp_path / "a" / "model.safetensors")
+    begin = read_config(tmp_path / "a"), read_tensors(tmp_path / "a" / "model.safetensors")
     still = replace(CONFIG, lr_scale=1e-9, steps=1)
     run = train([data], tmp_path / "b", still, init=begin, report=silent)
     for name, value in begin[1].items():

@@ -33,9 +33,9 @@ from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
 from diffcodec.ddpm.store import read_process
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.files import make_folder, write_bytes
-from diffcodec.settings import PAPER_SCHEDULE, TrainConfig
-from diffcodec.tasks import Part, make_task
 from diffcodec.train import train
+from diffcodec.train.settings import PAPER_SCHEDULE, TrainConfig
+from diffcodec.train.tasks import Part, make_task
 
 F64 = NDArray[np.float64]
 TRAINING_SHARE, SAMPLING_SHARE = 0.65, 0.2

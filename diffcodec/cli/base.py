@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -12,6 +16,8 @@ from diffcodec import __version__
 from diffcodec.allocator import keep_freed_memory
 from diffcodec.errors import DiffcodecError
 
+DAMAGED = 3
+"""Exit code: a picture was made of what is left of a damaged file."""
 PATH = click.Path(path_type=Path)
 T = click.IntRange(1, 1000)
 
@@ -40,8 +46,30 @@ class Progress:
             self._bar.close()
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the program to end; like Ctrl-C it unwinds what is half written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def heed_signals(ctx: click.Context) -> None:
+    """Let SIGTERM and SIGHUP end the program like Ctrl-C, and not in the midst of a file."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    for number in [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]:
+        with suppress(ValueError):  # not in the main thread
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
+                ctx.call_on_close(partial(signal.signal, number, signal.SIG_DFL))
+
+
 class Commands(click.Group):
-    """Turns expected errors into one line and exit code 1, or 2 for wrong usage."""
+    """Turns expected errors into one line and exit code 1, or 2 for wrong usage; a signal into
+    one line and 128 + its number."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -56,14 +84,21 @@ class Commands(click.Group):
             message = " ".join(e.format_message().split())
             click.echo(f"diffcodec: {message} (see diffcodec {name}--help)", err=True)
             ctx.exit(2)
-        except MemoryError:
+        except KeyboardInterrupt as e:
+            number = e.number if isinstance(e, Stopped) else signal.SIGINT
+            click.echo(f"diffcodec: stopped by {signal.Signals(number).name}", err=True)
+            ctx.exit(128 + number)
+        except (MemoryError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and "allocate memory" not in str(e):  # torch's own
+                raise
             click.echo("diffcodec: not enough memory for a picture of this size", err=True)
             ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Progressive image codec, lossy to lossless, built on a diffusion model.
 
     \b
@@ -72,4 +107,5 @@ def main() -> None:
     diffcodec decode small.ddc -o small.png      a lossy picture
     diffcodec decode photo.ddc -o same.png       the original, exactly
     """
+    heed_signals(ctx)
     keep_freed_memory()

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 import click
 
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
-from diffcodec.cli.base import PATH, Progress, T, main
-from diffcodec.errors import DataError, DiffcodecError, FormatError
-from diffcodec.files import make_folder
+from diffcodec.cli.base import DAMAGED, PATH, Progress, T, main
+from diffcodec.errors import DamageError, DataError, DiffcodecError, FormatError
+from diffcodec.files import STANDARD, make_folder
 from diffcodec.plans import EFFORTS
 
 
@@ -46,6 +47,8 @@ def _many(
     """Run ``worker`` over many files: a line for each, then a summary; exit code 1 on failure."""
     if output is None:
         raise click.UsageError("a folder, a pattern or several sources need -o FOLDER")
+    if STANDARD in (*sources, output):
+        raise click.UsageError("standard input and output (-) are for one file")
     found = collect(sources, suffixes, output, suffix)
     make_folder(output)
     bar, ended = Progress(name), 0
@@ -67,8 +70,8 @@ def _many(
         f"{summary.size} bytes, {8 * summary.size / max(summary.pixels, 1):.3f} bpp, "
         f"{summary.seconds:.2f} s"
     )
-    if summary.failed:
-        click.get_current_context().exit(1)
+    if summary.failed or summary.damaged:
+        click.get_current_context().exit(1 if summary.failed else DAMAGED)
 
 
 def _report(outcome: Outcome) -> None:
@@ -88,11 +91,24 @@ def _naming(source: Path, note: str) -> str:
     return note if str(source) in text else f"{kind}: {source}: {text}"
 
 
-def _show(result: Result) -> None:
-    """Print what became of a file."""
+def _show(result: Result, target: Path | None = None) -> None:
+    """Print what became of a file: to stderr if the file itself goes to standard output."""
     for note in result.notes:
         click.echo(note, err=True)
-    click.echo(result.line)
+    click.echo(result.line, err=target == STANDARD)
+
+
+def _single_target(source: Path, output: Path | None, suffix: str) -> Path:
+    """Where to write what is made of one file."""
+    if output is None and source == STANDARD:
+        raise click.UsageError("standard input needs -o FILE, or -o - for standard output")
+    return output or source.with_suffix(suffix)
+
+
+def _max_pixels(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that limits the size of pictures; default: what holds without it."""
+    text = f"Refuse larger pictures.  [default: {default}]"
+    return click.option("--max-pixels", type=click.IntRange(1), help=text)
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,6 +182,7 @@ def encode(
     diffcodec encode photo.png -o half.ddc --stop-t 20
     diffcodec encode photos -o encoded --jobs 4
     diffcodec encode 'photos/**/*.png' -o encoded
+    convert photo.jpg png:- | diffcodec encode - -o - > photo.ddc
     """
     from diffcodec import registry
     from diffcodec.data import IMAGE_SUFFIXES
@@ -178,8 +195,10 @@ def encode(
         worker = partial(_encode_file, settings=settings)
         _many("encode", sources, output, IMAGE_SUFFIXES | {".pgm"}, ".ddc", worker, jobs, force)
         return
-    target = output or sources[0].with_suffix(".ddc")
-    _show(_encode_file(sources[0], target, settings, Progress("encode")))
+    target = _single_target(sources[0], output, ".ddc")
+    with closing(Progress("encode")) as bar:
+        result = _encode_file(sources[0], target, settings, bar)
+    _show(result, target)
 
 
 def _encode_file(
@@ -223,14 +242,17 @@ def _encode_file(
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """The options of ``decode``; overwrite: the target may exist."""
+    """The options of ``decode``; overwrite: the target may exist; salvage: show what comes before
+    damage."""
 
     model: str | None
     stop_t: int | None
     max_bytes: int | None
     recon: str
     seed: int
+    max_pixels: int | None
     overwrite: bool
+    salvage: bool
 
 
 @main.command()
@@ -250,6 +272,17 @@ class DecodeSettings:
     "a realistic guess (sample), or the likeliest way on (flow).",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, help="Of --recon sample.")
+@click.option("--follow", is_flag=True, help="Decode while SOURCE grows; OUTPUT gets ever better.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Of --follow: seconds without growth after which a file counts as ended.",
+)
+@_max_pixels(
+    "178956970; 4194304 if less than a byte for 4096 pixels is there and the file is not complete"
+)
 @_many_options
 def decode(
     sources: tuple[Path, ...],
@@ -259,6 +292,9 @@ def decode(
     max_bytes: int | None,
     recon: str,
     seed: int,
+    follow: bool,
+    timeout: float,
+    max_pixels: int | None,
     jobs: int,
     force: bool,
 ) -> None:
@@ -267,25 +303,64 @@ def decode(
     SOURCE may also be a folder (all .ddc files below it), a pattern in quotes, or several of
     these. Pictures that OUTPUT holds already are then skipped, however they were made.
 
+    A damaged file is refused; with --force what comes before the damage is shown, with a warning
+    and exit code 3.
+
     \b
     diffcodec decode photo.ddc
     diffcodec decode photo.ddc -o preview.png --stop-t 200
     diffcodec decode photo.ddc -o guess.png --max-bytes 5000 --recon sample
     diffcodec decode encoded -o pictures --jobs 4
+    diffcodec decode - -o - < photo.ddc > photo.png
+    curl https://example.org/photo.ddc | diffcodec decode - -o photo.png --follow
     """
     from diffcodec import registry
 
+    if follow and (is_many(sources) or stop_t or max_bytes):
+        raise click.UsageError("--follow is for one file, without --stop-t and --max-bytes")
     if is_many(sources):
-        settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite=True)
+        settings = DecodeSettings(
+            model, stop_t, max_bytes, recon, seed, max_pixels, overwrite=True, salvage=force
+        )
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_decode_file, settings=settings)
         _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
         return
-    target = output or sources[0].with_suffix(".png")
+    target = _single_target(sources[0], output, ".png")
     overwrite = force or output is not None
-    settings = DecodeSettings(model, stop_t, max_bytes, recon, seed, overwrite)
-    _show(_decode_file(sources[0], target, settings))
+    settings = DecodeSettings(
+        model, stop_t, max_bytes, recon, seed, max_pixels, overwrite, salvage=force
+    )
+    if follow:
+        _follow(sources[0], target, overwrite, settings, timeout)
+        return
+    result = _decode_file(sources[0], target, settings)
+    _show(result, target)
+    if result.damaged:
+        click.get_current_context().exit(DAMAGED)
+
+
+def _follow(
+    source: Path, target: Path, overwrite: bool, settings: DecodeSettings, timeout: float
+) -> None:
+    """``decode --follow``."""
+    from diffcodec.cli.follow import follow_file
+
+    if target == STANDARD:
+        raise click.UsageError("--follow writes its picture many times: name a file with -o")
+    if target.exists() and not overwrite:
+        raise DataError(f"{target} exists; name the output with -o")
+    last = follow_file(
+        source,
+        target,
+        model=settings.model,
+        recon=settings.recon,
+        seed=settings.seed,
+        max_pixels=settings.max_pixels,
+        timeout=timeout,
+    )
+    click.echo(last)
 
 
 def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result:
@@ -304,16 +379,23 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             model=loaded,
             recon=settings.recon,
             seed=settings.seed,
+            salvage=settings.salvage,
+            max_pixels=settings.max_pixels,
         )
+    except DamageError as e:
+        raise FormatError(f"{source}: {e}; --force shows what is left") from None
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     notes = []
-    written = image_bytes(decoded.pixels, target.suffix, decoded.metadata)
+    if decoded.damage:
+        notes.append(f"warning: {source}: {decoded.damage}; only what comes before it is shown")
+    suffix = ".png" if target == STANDARD else target.suffix
+    written = image_bytes(decoded.pixels, suffix, decoded.metadata)
     write_bytes(target, written)
     if lost := not_kept(written, decoded.pixels, decoded.metadata):
-        notes.append(f"note: not in a {target.suffix} file: {', '.join(lost)}")
+        notes.append(f"note: not in a {suffix} file: {', '.join(lost)}")
     if decoded.exact and decoded.metadata_cut:
         notes.append(f"note: {source} ends inside its metadata; the pixels are exact")
     if target.suffix.lower() in {".jpg", ".jpeg", ".gif"}:
@@ -324,9 +406,11 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             "may decode something else"
         )
     area = decoded.pixels.shape[0] * decoded.pixels.shape[1]
-    quality = "exact" if decoded.exact else f"lossy, t = {decoded.t}"
+    kind = "damaged" if decoded.damage else "lossy"
+    quality = "exact" if decoded.exact else f"{kind}, t = {decoded.t}"
     result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
-    return Result(f"{target}: {quality}, {result}", len(content), area, tuple(notes))
+    line, damaged = f"{target}: {quality}, {result}", decoded.damage is not None
+    return Result(line, len(content), area, tuple(notes), damaged)
 
 
 @main.command()
@@ -365,14 +449,16 @@ def truncate(
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     write_bytes(output, kept)
-    click.echo(f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp")
+    line = f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp"
+    click.echo(line, err=output == STANDARD)
 
 
 @main.command()
 @click.argument("source", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @click.option("--model", help="Folder of the model the file was written with.")
-def info(source: Path, as_json: bool, model: str | None) -> None:
+@_max_pixels("178956970")
+def info(source: Path, as_json: bool, model: str | None, max_pixels: int | None) -> None:
     """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
     from diffcodec import api, registry
     from diffcodec.files import read_bytes
@@ -380,7 +466,7 @@ def info(source: Path, as_json: bool, model: str | None) -> None:
     content = read_bytes(source)
     loaded = registry.load_model(model) if model else None
     try:
-        facts = api.describe(content, loaded)
+        facts = api.describe(content, loaded, max_pixels=max_pixels)
     except DiffcodecError as e:
         raise type(e)(f"{source}: {e}") from None
     if as_json:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.base import PATH, main
+from diffcodec.cli.base import PATH, Stopped, main
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diffcodec.ddpm.unet import UNetConfig
     from diffcodec.model import ModelConfig
-    from diffcodec.settings import TrainConfig
+    from diffcodec.train.settings import TrainConfig
 
 CODEC = "codec"
 
@@ -124,10 +124,10 @@ def train(
     """
     import torch
 
-    from diffcodec.distributed import join
-    from diffcodec.settings import TrainConfig
-    from diffcodec.stream import expand
     from diffcodec.train import train as run
+    from diffcodec.train.distributed import join
+    from diffcodec.train.settings import TrainConfig
+    from diffcodec.train.stream import expand
 
     given = {k: v for k, v in settings.items() if v is not None}
     lengthen = given.pop("steps", None) if resume else None
@@ -162,7 +162,7 @@ def train(
     with join(device) as (world, own_device):
         if not resume and world.writes:
             report(chosen)
-        run(
+        trainer = run(
             [path for pattern in data for path in expand(pattern)],
             out,
             config,
@@ -177,6 +177,12 @@ def train(
             workers=workers,
             report=report,
         )
+    if trainer.stopped_by:
+        if world.writes:
+            click.echo(
+                f"note: stopped at step {trainer.step}; --resume goes on from there", err=True
+            )
+        raise Stopped(trainer.stopped_by)
 
 
 def _config(
@@ -190,7 +196,7 @@ def _config(
     """The settings of a new run; ValueError or UsageError if they contradict each other."""
     from diffcodec.ddpm.unet import UNetConfig
     from diffcodec.network import NetworkConfig
-    from diffcodec.settings import TrainConfig, paper_settings
+    from diffcodec.train.settings import TrainConfig, paper_settings
 
     if begin is not None:
         shape, outputs = begin[0].network, (begin[0].prediction, begin[0].variance)
@@ -245,13 +251,14 @@ def _unet(name: str) -> UNetConfig:
 def _begin(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Configuration and weights of a shipped model or of a model folder."""
     from diffcodec.errors import ModelError
-    from diffcodec.model import WEIGHTS, read_config, read_weights
+    from diffcodec.model import WEIGHTS, read_config
+    from diffcodec.model_check import read_tensors
     from diffcodec.registry import models_folder, shipped
 
     folder = models_folder() / name if name in shipped() else Path(name)
     if not folder.is_dir():
         raise ModelError(f"unknown model '{name}': give a folder, or one of {', '.join(shipped())}")
-    return read_config(folder), read_weights(folder / WEIGHTS)
+    return read_config(folder), read_tensors(folder / WEIGHTS)
 
 
 def _triple(text: str | None) -> tuple[int, int, int] | None:

@@ -9,13 +9,14 @@ from torch import Tensor
 from diffcodec.ddpm.process import CodecEps, ReverseProcess
 from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
-from diffcodec.model import WEIGHTS, ModelConfig, read_config, read_weights
+from diffcodec.model import WEIGHTS, ModelConfig, read_config
+from diffcodec.model_check import read_tensors
 from diffcodec.network import CodecUNet
 
 
 def read_process(folder: Path) -> ReverseProcess:
     """The reverse process of a model folder, x̂_0 clipped; ModelError if it is malformed."""
-    return make_process(read_config(folder), read_weights(folder / WEIGHTS))
+    return make_process(read_config(folder), read_tensors(folder / WEIGHTS))
 
 
 def make_process(config: ModelConfig, weights: dict[str, Tensor]) -> ReverseProcess:

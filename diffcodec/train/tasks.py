@@ -19,7 +19,7 @@ from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
 from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
 from diffcodec.schedule import Schedule
-from diffcodec.settings import TrainConfig
+from diffcodec.train.settings import TrainConfig
 
 
 class Part(NamedTuple):

@@ -21,25 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcodec.checkpoint import (
+from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced
+from diffcodec.ddpm.store import check_shapes
+from diffcodec.ddpm.unet import UNetConfig
+from diffcodec.errors import DataError, ModelError
+from diffcodec.files import make_folder
+from diffcodec.model import ModelConfig, save_model
+from diffcodec.network import UnitConv2d
+from diffcodec.schedule import Schedule
+from diffcodec.train.checkpoint import (
     CHECKPOINT,
     PLATEAU,
     append_log,
     read_checkpoint,
     save_checkpoint,
 )
-from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced
-from diffcodec.ddpm.store import check_shapes
-from diffcodec.ddpm.unet import UNetConfig
-from diffcodec.distributed import World, bounds, unsynchronised
-from diffcodec.errors import DataError, ModelError
-from diffcodec.files import make_folder
-from diffcodec.model import ModelConfig, save_model
-from diffcodec.network import UnitConv2d
-from diffcodec.schedule import Schedule
-from diffcodec.settings import PAPER_SCHEDULE, TrainConfig, decay_start, lr_factor
-from diffcodec.stream import Batch, Pictures, Sampler, StreamSampler, batches, index_pictures
-from diffcodec.tasks import Part, Terms, make_task
+from diffcodec.train.distributed import World, bounds, unsynchronised
+from diffcodec.train.settings import PAPER_SCHEDULE, TrainConfig, decay_start, lr_factor
+from diffcodec.train.stream import Batch, Pictures, Sampler, StreamSampler, batches, index_pictures
+from diffcodec.train.tasks import Part, Terms, make_task
 
 VALIDATION_BATCH = 64
 
@@ -86,6 +86,7 @@ class Trainer:
         self.optimizers, self.peaks = zip(*self.task.optimizers(self.model), strict=True)
         self.step = 0
         self._ahead: Iterator[Batch] | None = None
+        self.stopped_by = 0  # number of the signal that ended the run early
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights; ModelError names the first tensor that does not fit."""
@@ -230,10 +231,13 @@ def save_run(trainer: Trainer, folder: Path, name: str) -> None:
 
 
 class _StopRequest:
-    """Turns SIGINT and SIGTERM into a flag, so that a run ends on a whole checkpoint."""
+    """Turns SIGINT and SIGTERM into a flag, so that a run ends on a whole checkpoint.
+
+    requested: the signal's number, or 0.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
@@ -246,8 +250,8 @@ class _StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.requested = number
 
 
 def train(
@@ -307,6 +311,7 @@ def train(
         make_folder(out)
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
+    trainer.stopped_by = stop.requested
     return trainer
 
 
@@ -336,7 +341,7 @@ def _run(
     world, end = trainer.world, min(trainer.config.steps, until_step or trainer.config.steps)
     recent: list[Terms] = []
     saved = logged = time.monotonic()
-    while trainer.step < end and not world.any(stop.requested, trainer.device):
+    while trainer.step < end and not world.any(bool(stop.requested), trainer.device):
         if trainer.step == decay_start(trainer.config) and world.writes:
             save_checkpoint(trainer.state_dict(), out / PLATEAU)
         try:
@@ -373,11 +378,3 @@ def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], 
     if held_out is not None:
         _log(out, trainer.step, "held out", held_out)
         report(f"held out: {trainer.task.describe(held_out)}; checkpoint written")
-
-
-if __name__ == "__main__":
-    import sys
-
-    from diffcodec.cli import main
-
-    main(["train", *sys.argv[1:]])
