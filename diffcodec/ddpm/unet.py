@@ -55,6 +55,11 @@ class UNetConfig:
         """What both sides of a picture must be multiples of."""
         return 1 << (len(self.multipliers) - 1)
 
+    @property
+    def usual_size(self) -> int:
+        """Side of the pictures it is made for: those it sees as 16×16 where it attends first."""
+        return 16 << min(self.attention, default=1)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
