@@ -20,6 +20,7 @@ import diffcodec
 from diffcodec import ModelError, registry
 from diffcodec.calibrate import _final_constants, calibrate, default_crop, default_images
 from diffcodec.calibrated import largest_picture, plan_at
+from diffcodec.container import read_header
 from diffcodec.ddpm.interchange import write_folder
 from diffcodec.ddpm.unet import CONFIGS, UNet, UNetConfig
 from diffcodec.model import (
@@ -132,7 +133,7 @@ def test_crops_suit_network_and_pictures() -> None:
 def test_pictures_come_back_exactly(pixels: np.ndarray, model: Model) -> None:
     assert not model.exact
     content = round_trip(pixels, model)
-    header = diffcodec.container.read_header(content)[0]
+    header = read_header(content)[0]
     assert header.float_arithmetic
     assert header.model == "foreign"
     assert header.plan == model.plan
@@ -140,7 +141,7 @@ def test_pictures_come_back_exactly(pixels: np.ndarray, model: Model) -> None:
 
 def test_every_prefix_decodes(bird: np.ndarray, model: Model) -> None:
     content = round_trip(bird[:16, :16], model)
-    start = diffcodec.container.read_header(content)[1]
+    start = read_header(content)[1]
     seen = set()
     for size in range(start, len(content), 1 + (len(content) - start) // 12):
         decoded = diffcodec.decode(content[:size], model=model)

@@ -204,8 +204,11 @@ def test_the_same_noise_makes_the_same_sample(kind: str, times: list[int], tmp_p
         groups=4,
         out_channels=6 if kind == "learned_range" else 3,
     )
-    theirs = DDPMScheduler(num_train_timesteps=12, beta_end=0.3, variance_type=kind)
-    config = ModelConfig("a", shape, Schedule(12, 1e-4, 0.3))
+    # Of larger β than usual, because diffusers has them as differences of float32 from 1.
+    theirs = DDPMScheduler(
+        num_train_timesteps=12, beta_start=0.01, beta_end=0.3, variance_type=kind
+    )
+    config = ModelConfig("a", shape, Schedule(12, 0.01, 0.3))
     write_folder(tmp_path, config, shaken(UNet(shape)))
     theirs.save_pretrained(tmp_path / "scheduler")
     process: ReverseProcess = make_process(*read_folder(tmp_path))
@@ -220,7 +223,7 @@ def test_the_same_noise_makes_the_same_sample(kind: str, times: list[int], tmp_p
         y = p.mean
         if b:
             y = y + (0.5 * p.log_variance).exp() * torch.randn(y.shape, generator=generators[1])
-        torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y, x, rtol=5e-5, atol=5e-5)  # errors add up
 
 
 def change(folder: Path, file: str, **values: Any) -> None:
@@ -261,7 +264,9 @@ NETWORK, SCHEDULE = f"unet/{NETWORK_CONFIG}", f"scheduler/{SCHEDULER_CONFIG}"
         (SCHEDULE, "variance_type", "learned_range", "out_channels 3"),
         (SCHEDULE, "clip_sample", False, "clip_sample false"),
         (SCHEDULE, "beta_end", 2.0, "betas"),
-        (SCHEDULE, "num_train_timesteps", "many", "many"),
+        (SCHEDULE, "num_train_timesteps", "many", "num_train_timesteps many"),
+        (SCHEDULE, "num_train_timesteps", 10**9, "num_train_timesteps 1000000000"),
+        (SCHEDULE, "beta_start", None, "beta_start null"),
     ],
 )
 def test_what_cannot_be_represented_is_named(

@@ -81,6 +81,7 @@ NETWORK_READ: dict[str, Any] = {
 }
 """Settings that are read, and what their absence means."""
 
+NULLABLE = frozenset({"attention_head_dim", "num_class_embeds"})
 NETWORK_IGNORED = frozenset({"sample_size", "num_train_timesteps"})
 
 SCHEDULER_FIXED: dict[str, tuple[Any, Any]] = {
@@ -92,6 +93,13 @@ SCHEDULER_FIXED: dict[str, tuple[Any, Any]] = {
     "thresholding": (False, False),
     "rescale_betas_zero_snr": (False, False),
 }
+
+SCHEDULER_READ: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+}
+MAX_TRAINED = 10000
 
 NAMES = [
     (r"^time_in\.", "time_embedding.linear_1."),
@@ -185,7 +193,7 @@ def _network(values: dict[str, Any]) -> UNetConfig:
             raise ModelError(f"{key} {_show(value)} is not supported")
     get = {key: values.get(key, default) for key, default in NETWORK_READ.items()}
     for key, value in get.items():
-        if not _is_like(value, NETWORK_READ[key]):
+        if not _is_like(key, value):
             raise ModelError(f"{key} {_show(value)} is not supported")
     widths, down = list(get["block_out_channels"]), list(get["down_block_types"])
     for kind in down:
@@ -217,16 +225,15 @@ def _network(values: dict[str, Any]) -> UNetConfig:
     )
 
 
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a setting has the type of its default: a list, a fraction, a whole number or none."""
+def _is_like(key: str, value: Any) -> bool:
+    """Whether a setting has the type of its default, or is null where that means something."""
+    default = NETWORK_READ[key]
+    if key in NULLABLE:
+        return value is None or type(value) is int
     if isinstance(default, tuple):
-        kind = type(default[0])
-        return (
-            isinstance(value, list | tuple) and bool(value) and all(type(v) is kind for v in value)
-        )
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return type(value) is int or value is None
+        whole = isinstance(value, list | tuple) and len(value) > 0
+        return whole and all(type(v) is type(default[0]) for v in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _scheduler(values: dict[str, Any]) -> tuple[Schedule, Variance]:
@@ -236,10 +243,19 @@ def _scheduler(values: dict[str, Any]) -> tuple[Schedule, Variance]:
         raise ModelError(
             f"variance_type {_show(kind)} is not supported, only {', '.join(VARIANCES)}"
         )
+    numbers = {key: values.get(key, default) for key, default in SCHEDULER_READ.items()}
+    for key, value in numbers.items():
+        if type(value) not in (int, type(SCHEDULER_READ[key])):
+            raise ModelError(f"{key} {_show(value)} is not supported")
+    if not 2 <= numbers["num_train_timesteps"] <= MAX_TRAINED:
+        raise ModelError(
+            f"num_train_timesteps {numbers['num_train_timesteps']} is not supported, "
+            f"only 2 to {MAX_TRAINED}"
+        )
     schedule = Schedule(
-        timesteps=int(values.get("num_train_timesteps", 1000)),
-        beta_start=float(values.get("beta_start", 1e-4)),
-        beta_end=float(values.get("beta_end", 0.02)),
+        timesteps=numbers["num_train_timesteps"],
+        beta_start=float(numbers["beta_start"]),
+        beta_end=float(numbers["beta_end"]),
     )
     return schedule, VARIANCES[kind]
 
