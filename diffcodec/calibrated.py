@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ MAX_ATTENDED = 128 * 128
 """Attention compares every place with every other one: a gigabyte for so many."""
 
 
+@cache
 def plan_at(plan: Plan, schedule: Schedule) -> Plan:
     """``plan``, which is one for the codec's schedule, at the same λ of another ``schedule``.
 

@@ -109,9 +109,12 @@ def _plan_number(value: object) -> int:
 def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
     """SHA-256 over network and schedule (not the name) and all tensors, bit by bit."""
     digest = hashlib.sha256()
-    settings = {"network": config.network.to_dict(), "schedule": asdict(config.schedule)}
+    settings: dict[str, Any] = {
+        "network": config.network.to_dict(),
+        "schedule": asdict(config.schedule),
+    }
     if isinstance(config.network, UNetConfig):
-        settings["prediction"] = {"of": config.prediction}
+        settings["prediction"] = config.prediction
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
@@ -260,8 +263,9 @@ def _calibrated(
             "calibrate"
         )
     assert isinstance(config.network, UNetConfig)
-    network = UNet(config.network)
-    network.load_state_dict(weights)
+    with torch.device("meta"):  # no initial weights: they would take longer than all else
+        network = UNet(config.network)
+    network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)
     process = ReverseProcess(network, config.schedule, config.prediction, config.variance, True)
     return CalibratedUNet(config.network, process, calibration)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import BIRD, DATA_ERROR, assert_refused, files, run
 from test_interchange import shaken
+from torch import Tensor
 
 import diffcodec
 from diffcodec import ModelError, registry
 from diffcodec.calibrate import _final_constants, calibrate, default_crop, default_images
-from diffcodec.calibrated import largest_picture, plan_at
+from diffcodec.calibrated import largest_picture, plan_at, predict_eps
 from diffcodec.container import read_header
 from diffcodec.ddpm.interchange import write_folder
+from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.unet import CONFIGS, UNet, UNetConfig
 from diffcodec.model import (
     CALIBRATION,
@@ -101,6 +104,29 @@ def test_calibration_finds_the_variance_of_the_error() -> None:
     assert found["neighbours"].abs().max() < 50
     first = found["coef_logvar"][0]
     assert float(first.mean()) < -0.5, "x̂_0 is clipped where x_t is mostly noise"
+
+
+@pytest.mark.parametrize("prediction", ["eps", "mean"])
+@pytest.mark.parametrize("variance", ["posterior", "learned"])
+def test_eps_comes_from_whatever_is_predicted(prediction: Any, variance: Any) -> None:
+    """Of a network that knows x_0."""
+    schedule, generator = Schedule(50, 0.01, 0.2), torch.Generator().manual_seed(0)
+    x_0 = 2.0 * torch.rand((2, 3, 8, 8), generator=generator) - 1.0
+    noise = torch.randn(x_0.shape, generator=generator)
+
+    def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert x_t.shape == (2, 3, 16, 16)
+        x_t = x_t[:, :, :8, :8]
+        out = noise if prediction == "eps" else process.posterior_mean(x_0, x_t, t, t - 1)
+        whole = torch.cat([out, out], dim=2)
+        whole = torch.cat([whole, whole], dim=3)
+        return torch.cat([whole] * (2 if variance == "learned" else 1), dim=1)
+
+    process = ReverseProcess(network, schedule, prediction, variance, clip=True)
+    for t in (1, 2, 50):
+        x_t = process.q_sample(x_0, torch.tensor([t, t]), noise)
+        found = predict_eps(process, x_t, t, multiple=16)
+        torch.testing.assert_close(found, noise, rtol=1e-3, atol=1e-3)
 
 
 def test_the_final_layer_s_constants_are_those_of_the_residuals() -> None:
@@ -233,10 +259,19 @@ def test_import_with_data_then_encode_and_decode(tmp_path: Path, bird: np.ndarra
     assert facts["arithmetic"].startswith("float")
     assert_refused(run("decode", ddc, "-o", small), DATA_ERROR, "hers")
 
-    again = run("calibrate", out, "--data", BIRD, "--images", 1, "--crop", 8, "--seed", 1)
+    again = run("calibrate", out, "--data", BIRD, "--images", 1, "--crop", 8, "--plan", 0)
     assert again.exit_code == 0, again.output
     registry._load.cache_clear()
+    assert read_model(out).plan == plan_at(PLANS[0], CONFIG.schedule)
     assert_refused(run("decode", ddc, "-o", small, "--model", out), DATA_ERROR, "was written with")
+
+
+def test_another_model_s_calibration_does_not_stay(tmp_path: Path, folder: Path) -> None:
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    write_folder(tmp_path / "hf", CONFIG, weights())
+    assert run("import", tmp_path / "hf", "-o", out).exit_code == 0
+    with pytest.raises(ModelError, match="diffcodec calibrate"):
+        read_model(out)
 
 
 def test_an_uncalibrated_model_says_what_to_do(tmp_path: Path, folder: Path) -> None:

@@ -258,6 +258,7 @@ NETWORK, SCHEDULE = f"unet/{NETWORK_CONFIG}", f"scheduler/{SCHEDULER_CONFIG}"
         (NETWORK, "out_channels", 6, "out_channels 6"),
         (NETWORK, "layers_per_block", 2, "down_blocks.0.resnets.1.norm1.weight"),
         (SCHEDULE, "prediction_type", "v_prediction", "prediction_type v_prediction"),
+        (SCHEDULE, "predict_epsilon", False, "predict_epsilon false"),
         (SCHEDULE, "beta_schedule", "squaredcos_cap_v2", "beta_schedule squaredcos_cap_v2"),
         (SCHEDULE, "trained_betas", [0.1, 0.2], "trained_betas"),
         (SCHEDULE, "variance_type", "learned", "variance_type learned"),

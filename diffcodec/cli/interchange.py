@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from diffcodec.cli.base import PATH, Progress, main
+from diffcodec.plans import PLANS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +45,8 @@ def import_model(source: Path, output: Path, name: str | None, data: tuple[Path,
     config, weights = read_folder(source, name)
     tensors = _measure(config, weights, data, None, None, 0) if data else None
     make_folder(output)
-    (output / CALIBRATION).unlink(missing_ok=True)  # of another model
+    with suppress(OSError):  # a folder that cannot be written is refused by what follows
+        (output / CALIBRATION).unlink(missing_ok=True)  # of another model
     save_model(output, config, weights)
     click.echo(
         f"{output}: model '{config.name}', {sum(v.numel() for v in weights.values())} weights"
@@ -70,27 +74,39 @@ def export_model(model: Path, output: Path) -> None:
 @main.command()
 @click.argument("model", type=PATH)
 @click.option("--data", type=PATH, required=True, multiple=True, help="Never a test set.")
+@click.option("--plan", type=click.IntRange(0, max(PLANS)), help="Default: the model's.")
 @click.option("--images", type=click.IntRange(1), help="[default: 64, fewer large ones]")
 @click.option("--crop", type=click.IntRange(8), help="[default: the network's usual size]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def calibrate(
-    model: Path, data: tuple[Path, ...], images: int | None, crop: int | None, seed: int
+    model: Path,
+    data: tuple[Path, ...],
+    plan: int | None,
+    images: int | None,
+    crop: int | None,
+    seed: int,
 ) -> None:
     """Measure what the U-Net of the model folder MODEL lacks to code with it.
 
     \b
     diffcodec calibrate models/ddpm --data photos/
+    diffcodec calibrate models/ddpm --data photos/ --plan 3
 
     On crops of the pictures: for every timestep of the plan and every band of the transform the
     variance of the network's error, and the final layer's constants.  They become part of the
     model: files written with the model before cannot be read with it after.  The arithmetic is
     floating point: such files decode on machines like the writer's.
+
+    The plan's timesteps (docs/format.md; 2 is for small pictures, 3 for photographs) are taken
+    at the same noise levels of the model's own schedule.
     """
     from diffcodec.model import WEIGHTS, read_config, read_weights
 
     if crop is not None and crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
     config, weights = read_config(model), read_weights(model / WEIGHTS)
+    if plan is not None:
+        config = replace(config, plan=plan)
     _store(model, config, _measure(config, weights, data, images, crop, seed))
 
 

@@ -94,6 +94,9 @@ SCHEDULER_FIXED: dict[str, tuple[Any, Any]] = {
     "rescale_betas_zero_snr": (False, False),
 }
 
+SCHEDULER_FORMER: dict[str, tuple[Any, Any]] = {"predict_epsilon": (True, True)}
+"""Of the first versions, instead of prediction_type."""
+
 SCHEDULER_READ: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -237,7 +240,7 @@ def _is_like(key: str, value: Any) -> bool:
 
 
 def _scheduler(values: dict[str, Any]) -> tuple[Schedule, Variance]:
-    _check(values, SCHEDULER_FIXED)
+    _check(values, SCHEDULER_FIXED | SCHEDULER_FORMER)
     kind = values.get("variance_type", "fixed_small")
     if kind not in VARIANCES:
         raise ModelError(
