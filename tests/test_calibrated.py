@@ -15,7 +15,7 @@ from conftest import round_trip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import BIRD, DATA_ERROR, assert_refused, files, run
-from test_interchange import shaken
+from test_interchange import random_weights
 from torch import Tensor
 
 import diffcodec
@@ -45,7 +45,7 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (21, 30, 3), dtype=np.uint8)
 
 
 def weights() -> dict[str, torch.Tensor]:
-    return {k: 0.3 * v for k, v in shaken(UNet(SHAPE)).items()}
+    return {k: 0.3 * v for k, v in random_weights(SHAPE).items()}
 
 
 @pytest.fixture(scope="module")

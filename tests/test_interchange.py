@@ -96,6 +96,13 @@ def shaken(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
+def random_weights(shape: UNetConfig) -> dict[str, Tensor]:
+    """Of a UNet; the same in every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return shaken(UNet(shape))
+
+
 def foreign(settings: dict[str, Any]) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -136,7 +143,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def small_model(shape: UNetConfig = SMALL) -> tuple[ModelConfig, dict[str, Tensor]]:
     variance = "learned" if shape.out_channels == 6 else "beta"
     config = ModelConfig("small", shape, Schedule(1000, 1e-4, 0.02), plan=2, variance=variance)
-    return config, shaken(UNet(shape))
+    return config, random_weights(shape)
 
 
 @pytest.mark.parametrize("settings", [CIFAR10, LARGE], ids=["cifar10", "256"])
@@ -209,7 +216,7 @@ def test_the_same_noise_makes_the_same_sample(kind: str, times: list[int], tmp_p
         num_train_timesteps=12, beta_start=0.01, beta_end=0.3, variance_type=kind
     )
     config = ModelConfig("a", shape, Schedule(12, 0.01, 0.3))
-    write_folder(tmp_path, config, shaken(UNet(shape)))
+    write_folder(tmp_path, config, random_weights(shape))
     theirs.save_pretrained(tmp_path / "scheduler")
     process: ReverseProcess = make_process(*read_folder(tmp_path))
     network = UNet2DModel.from_pretrained(tmp_path / "unet").eval()
