@@ -1,7 +1,8 @@
 """A trained model on disk and in memory: weights, configuration, fingerprint.
 
 ``models/NAME/`` holds ``config.json``, ``model.safetensors`` (half precision, for training and
-sampling), ``exact.safetensors`` (the integers that code, see exact.py) and ``card.md``.  The
+sampling), ``exact.safetensors`` (the integers that code, see exact.py) and ``card.md``; a U-Net
+of the paper has ``calibration.safetensors`` instead of the integers (see calibrated.py).  The
 fingerprint is the first bytes of a SHA-256 of the configuration and of every parameter that
 codes, so that a file names exactly the model it was written with.
 """
@@ -23,8 +24,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from diffcodec.ddpm.process import Prediction, Variance
-from diffcodec.ddpm.unet import UNetConfig
+from diffcodec.calibrated import CalibratedUNet, plan_at
+from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
+from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
 from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
 from diffcodec.files import write_bytes
@@ -32,6 +34,7 @@ from diffcodec.final_layer import NO_NEIGHBOURS
 from diffcodec.model_check import (
     NEIGHBOURS,
     check_exact,
+    check_neighbours,
     check_size,
     check_weights,
     read_json,
@@ -48,6 +51,7 @@ UNET = "unet"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
+CALIBRATION = "calibration.safetensors"
 FINGERPRINT_BYTES = 3
 TILE = 768
 """Larger pictures are evaluated in tiles of this side, in bounded memory."""
@@ -111,7 +115,12 @@ def _plan_number(value: object) -> int:
 def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
     """SHA-256 over network and schedule (not the name) and all tensors, bit by bit."""
     digest = hashlib.sha256()
-    settings = {"network": config.network.to_dict(), "schedule": asdict(config.schedule)}
+    settings: dict[str, Any] = {
+        "network": config.network.to_dict(),
+        "schedule": asdict(config.schedule),
+    }
+    if isinstance(config.network, UNetConfig):
+        settings["prediction"] = config.prediction
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
@@ -134,10 +143,11 @@ def _one_thread() -> Iterator[None]:
 class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
-    Attributes: config, schedule, network (float32, for training and sampling), fingerprint,
-    neighbours (int64 [3, 6], of the final layer; see final_layer.py).
+    Attributes: config, schedule, fingerprint, neighbours (int64 [3, 6], of the final layer; see
+    final_layer.py).
     With integer tensors ``exact`` (from :func:`diffcodec.exact.quantize`) coding uses these and
-    the fingerprint is theirs; without, coding is in floating point.
+    the fingerprint is theirs; without, coding is in floating point.  A U-Net of the paper codes
+    with a ``calibration`` (from :func:`diffcodec.calibrate.calibrate`), in floating point.
     """
 
     def __init__(
@@ -145,24 +155,34 @@ class Model:
         config: ModelConfig,
         weights: dict[str, Tensor],
         exact: dict[str, Tensor] | None = None,
+        calibration: dict[str, Tensor] | None = None,
     ) -> None:
         self.config, self.schedule = config, config.schedule
+        self._exact: ExactNetwork | None = None
+        self._calibrated: CalibratedUNet | None = None
+        self._network: CodecUNet | None = None
+        codes = {k: v.to(_stored_as(config)) for k, v in weights.items()}
         if isinstance(config.network, UNetConfig):
-            raise ModelError(f"model '{config.name}' samples, but has no variances to code with")
-        self.halo = config.network.halo
-        check_size(config.network, weights)
-        self.network = CodecUNet(config.network)
-        check_weights(self.network, weights)
-        if exact is not None:
-            check_exact(self.network, exact)
-        half = {k: v.to(torch.float16) for k, v in weights.items()}
-        self.fingerprint = _fingerprint(config, exact or half)[:FINGERPRINT_BYTES]
-        self.network.load_state_dict({k: v.float() for k, v in half.items()})
-        self._exact = ExactNetwork(exact, config.network.blocks) if exact else None
-        self.network.eval().requires_grad_(False)
-        self.neighbours = NO_NEIGHBOURS
-        if exact is not None and NEIGHBOURS in exact:
-            self.neighbours = exact[NEIGHBOURS].numpy()
+            self._calibrated = _calibrated(config, weights, calibration)
+        else:
+            self._network = _codec_network(config.network, weights)
+        if self._network is not None and exact is not None:
+            check_exact(self._network, exact)
+            self._exact = ExactNetwork(exact, self._network.config.blocks)
+            codes = exact
+        if calibration is not None:
+            codes = codes | {f"calibration.{k}": v for k, v in calibration.items()}
+        self.fingerprint = _fingerprint(config, codes)[:FINGERPRINT_BYTES]
+        tensors = exact or calibration or {}
+        check_neighbours(tensors)
+        self.neighbours = tensors[NEIGHBOURS].numpy() if NEIGHBOURS in tensors else NO_NEIGHBOURS
+
+    @property
+    def network(self) -> CodecUNet:
+        """The codec's network in float32, for training; ModelError if this is a U-Net."""
+        if self._network is None:
+            raise ModelError(f"model '{self.name}' is a U-Net of the paper, not the codec's own")
+        return self._network
 
     @property
     def exact(self) -> bool:
@@ -176,7 +196,8 @@ class Model:
     @property
     def plan(self) -> Plan:
         """The plan that files of this model use unless another one is asked for."""
-        return PLANS[self.config.plan]
+        plan = PLANS[self.config.plan]
+        return plan if self._calibrated is None else plan_at(plan, self.schedule)
 
     def check_plan(self, plan: Plan) -> None:
         """ModelError if the model cannot be evaluated at all timesteps of ``plan``."""
@@ -185,17 +206,24 @@ class Model:
         missing = self._exact.missing(plan.timesteps) if self._exact else []
         if missing:
             raise ModelError(f"the model has no exact constants for timesteps {missing}")
+        missing = self._calibrated.missing(plan.timesteps) if self._calibrated else []
+        if missing:
+            raise ModelError(
+                f"model '{self.name}' is not calibrated for timesteps {missing}; run diffcodec "
+                "calibrate"
+            )
 
     def evaluate(self, x: Tensor, t: int, tile: int = TILE) -> Integers:
         """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8.
 
         A picture longer or wider than ``tile`` (a multiple of 8) is evaluated tile by tile, each
-        with all around it that it depends on; of an exact model that changes nothing.
+        with all around it that it depends on; of an exact model that changes nothing.  A U-Net
+        of the paper sees all of a picture at once; ModelError if that is too much.
         """
         _, height, width = x.shape
-        if max(height, width) <= tile:
+        if max(height, width) <= tile or self._calibrated is not None:
             return self._evaluate(x, t)
-        whole, halo = _empty(height, width, final=t == 1), self.halo
+        whole, halo = _empty(height, width, final=t == 1), self.network.config.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
@@ -217,11 +245,47 @@ class Model:
         through the convolutions and round differently."""
         if self._exact is not None:
             return self._exact(x, t)
+        if self._calibrated is not None:
+            with _one_thread():
+                return self._calibrated(x, t)
         log_snr = torch.tensor([float(self.schedule.at(self.schedule.log_snr, t))])
         with torch.inference_mode(), _one_thread():
             out = self.network((x / (1 << X_UNIT)).float()[None], log_snr)
         # Finite weights, however large, can still lead to numbers that are not.
         return round_outputs(*(torch.nan_to_num(part[0].double()) for part in out))
+
+
+def _stored_as(config: ModelConfig) -> torch.dtype:
+    """Half precision for what was trained for coding; a U-Net keeps what it was trained with."""
+    return torch.float32 if isinstance(config.network, UNetConfig) else torch.float16
+
+
+def _codec_network(shape: NetworkConfig, weights: dict[str, Tensor]) -> CodecUNet:
+    """The network in float32, with weights as they are stored."""
+    check_size(shape, weights)
+    network = CodecUNet(shape)
+    check_weights(network, weights)
+    network.load_state_dict({k: v.to(torch.float16).float() for k, v in weights.items()})
+    network.eval().requires_grad_(False)
+    return network
+
+
+def _calibrated(
+    config: ModelConfig, weights: dict[str, Tensor], calibration: dict[str, Tensor] | None
+) -> CalibratedUNet:
+    if calibration is None:
+        raise ModelError(
+            f"model '{config.name}' has no variances to code with; measure them with diffcodec "
+            "calibrate"
+        )
+    assert isinstance(config.network, UNetConfig)
+    with torch.device("meta"):  # no initial weights: they would take longer than all else
+        network = UNet(config.network)
+    check_weights(network, weights, half=False)
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    network.eval().requires_grad_(False)
+    process = ReverseProcess(network, config.schedule, config.prediction, config.variance, True)
+    return CalibratedUNet(config.network, process, calibration)
 
 
 def _empty(height: int, width: int, final: bool) -> Integers:
@@ -237,7 +301,7 @@ def _empty(height: int, width: int, final: bool) -> Integers:
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Write config.json and model.safetensors into ``folder``: in half precision what codes."""
-    dtype = torch.float32 if isinstance(config.network, UNetConfig) else torch.float16
+    dtype = _stored_as(config)
     stored = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights.items()}
     write_bytes(folder / WEIGHTS, save(stored))
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
@@ -246,6 +310,12 @@ def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) ->
 def save_exact(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     """Write the integer network of a model folder, and the configuration it is for."""
     write_bytes(folder / EXACT, save(tensors))
+    write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
+
+
+def save_calibration(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Write the calibration of a U-Net's folder, and the configuration it is for."""
+    write_bytes(folder / CALIBRATION, save(tensors))
     write_bytes(folder / CONFIG, (config.to_json() + "\n").encode())
 
 
@@ -261,8 +331,13 @@ def read_config(folder: Path) -> ModelConfig:
 def read_model(folder: Path) -> Model:
     """Load a model folder; ModelError with one line when it is missing or malformed."""
     config, weights = read_config(folder), read_tensors(folder / WEIGHTS)
-    exact = read_tensors(folder / EXACT) if os.path.lexists(folder / EXACT) else None
+
+    def read(name: str) -> dict[str, Tensor] | None:
+        return read_tensors(folder / name) if os.path.lexists(folder / name) else None
+
     try:
-        return Model(config, weights, exact)
+        if isinstance(config.network, UNetConfig):
+            return Model(config, weights, calibration=read(CALIBRATION))
+        return Model(config, weights, read(EXACT))
     except ModelError as e:
         raise ModelError(f"{folder}: {e}") from e

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import read_bytes
@@ -81,16 +81,18 @@ def check_size(config: NetworkConfig, weights: dict[str, Tensor]) -> None:
         raise _unfit(f"it asks for more than {least} numbers, there are {found}")
 
 
-def check_weights(network: CodecUNet, weights: dict[str, Tensor]) -> None:
-    """ModelError unless ``weights`` are those of ``network``, finite in half precision."""
+def check_weights(network: nn.Module, weights: dict[str, Tensor], half: bool = True) -> None:
+    """ModelError unless ``weights`` are those of ``network``, finite (also in half precision)."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check_names(weights, expected)
     for name, value in weights.items():
         if value.dtype not in FLOATS:
             raise _unfit(f"{name} holds {value.dtype}")
         _check_shape(name, value, expected[name])
-        if not bool(torch.isfinite(value.to(torch.float16)).all()):
-            raise ModelError(f"{name} holds numbers that are not finite in half precision")
+        if not bool(torch.isfinite(value.to(torch.float16) if half else value).all()):
+            raise ModelError(
+                f"{name} holds numbers that are not finite{' in half precision' if half else ''}"
+            )
 
 
 def check_exact(network: CodecUNet, exact: dict[str, Tensor]) -> None:
@@ -107,7 +109,11 @@ def check_exact(network: CodecUNet, exact: dict[str, Tensor]) -> None:
         if exact[name].dtype != dtype:
             raise _unfit(f"{name} holds {exact[name].dtype} instead of {dtype}")
         _check_shape(name, exact[name], shape)
-    found = exact.get(NEIGHBOURS, torch.from_numpy(NO_NEIGHBOURS)).numpy()
+
+
+def check_neighbours(tensors: dict[str, Tensor]) -> None:
+    """ModelError unless the final layer's weights, if there are any, are small integers."""
+    found = tensors.get(NEIGHBOURS, torch.from_numpy(NO_NEIGHBOURS)).numpy()
     if (
         found.shape != NO_NEIGHBOURS.shape
         or found.dtype != np.int64

@@ -17,7 +17,8 @@ from conftest import DATA
 
 from diffcodec.cli import main
 from diffcodec.files import STALE, TEMPORARY, atomic_path, remove_stale
-from diffcodec.train import Trainer, read_checkpoint
+from diffcodec.train import Trainer
+from diffcodec.train.checkpoint import read_checkpoint
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 something is wrong with the data (one line says what), 2 u
 """
 
 from diffcodec.cli import files as files
+from diffcodec.cli import interchange as interchange
 from diffcodec.cli import models as models
 from diffcodec.cli import training as training
 from diffcodec.cli.base import main as main

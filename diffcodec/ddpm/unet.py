@@ -39,11 +39,22 @@ class UNetConfig:
     classes: int = 0
 
     def __post_init__(self) -> None:
-        if self.channels < 2 or self.blocks < 1 or not self.multipliers or self.classes < 0:
-            raise ValueError(f"not the shape of a U-Net: {self}")
-        if min(self.multipliers) < 1 or any(
-            self.channels * m % self.groups for m in self.multipliers
-        ):
+        whole = (self.channels, *self.multipliers, self.blocks, self.groups, self.classes)
+        if not all(isinstance(v, int) for v in (*whole, *self.attention, self.out_channels)):
+            raise ValueError(f"not all numbers of this U-Net are whole: {self}")
+        limits = {  # a stranger's configuration must not ask for the moon
+            "channels": (self.channels, 2, 4096),
+            "blocks": (self.blocks, 1, 64),
+            "levels": (len(self.multipliers), 1, 8),
+            "smallest multiplier": (min(self.multipliers, default=0), 1, 64),
+            "largest multiplier": (max(self.multipliers, default=0), 1, 64),
+            "groups": (self.groups, 1, 4096),
+            "classes": (self.classes, 0, 1 << 20),
+        }
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in {low}..{high}, not {value}")
+        if any(self.channels * m % self.groups for m in self.multipliers):
             raise ValueError(f"all widths must be multiples of the {self.groups} groups")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ValueError(f"there is no level {max(self.attention)} to attend at")
@@ -54,6 +65,11 @@ class UNetConfig:
     def size_multiple(self) -> int:
         """What both sides of a picture must be multiples of."""
         return 1 << (len(self.multipliers) - 1)
+
+    @property
+    def usual_size(self) -> int:
+        """Side of the pictures it is made for: those it sees as 16×16 where it attends first."""
+        return 16 << min(self.attention, default=1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
