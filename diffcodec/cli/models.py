@@ -1,166 +1,17 @@
-"""Commands on models: sample, evaluate, train, quantize."""
+"""Commands on models: train, quantize."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
-from diffcodec.cli.base import PATH, Progress, main
-from diffcodec.plans import EFFORTS, PLANS, default_effort
-
-
-@main.command()
-@click.option("-n", "count", type=click.IntRange(1, 1024), default=16, show_default=True)
-@click.option("--steps", type=click.IntRange(1, 1000), help="Default: all T.")
-@click.option("--size", type=click.IntRange(8, 512), default=32, show_default=True)
-@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
-@click.option("--model", help="Name of a shipped model, or a model folder.")
-@click.option("-o", "--output", type=PATH, required=True)
-def sample(
-    count: int, steps: int | None, size: int, seed: int, model: str | None, output: Path
-) -> None:
-    """Draw pictures from the model by Algorithm 2 and write them as a grid.
-
-    \b
-    diffcodec sample -n 16 --steps 100 -o grid.png
-    """
-    from diffcodec import registry, samplers
-    from diffcodec.files import write_bytes
-    from diffcodec.image import image_bytes
-
-    if size % 8:
-        raise click.UsageError("--size must be a multiple of 8")
-    loaded = registry.load_model(model or registry.SMALL)
-    if steps is not None and steps > loaded.schedule.timesteps:
-        raise click.UsageError(f"--steps: the model has {loaded.schedule.timesteps} timesteps")
-    begun = time.perf_counter()
-    pictures = samplers.ancestral(
-        loaded,
-        count,
-        size,
-        seed=seed,
-        steps=steps,
-        progress=Progress("sample"),
-    )
-    write_bytes(output, image_bytes(samplers.grid(pictures), output.suffix))
-    click.echo(f"{output}: {count} pictures, {time.perf_counter() - begun:.1f} s")
-
-
-@main.command()
-@click.option("--data", type=PATH, required=True, multiple=True, help="Folder, archive or image.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
-@click.option("--model", help="Name of a shipped model, or a model folder.")
-@click.option(
-    "--effort",
-    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    help="[default: as encode]",
-)
-@click.option(
-    "--rates",
-    default="0.5,0.75,1.25,2.0,4.0",
-    show_default=True,
-    help="bpp at which each file is cut and decoded.",
-)
-@click.option("--ideal/--no-ideal", default=True, help="Also the model's ideal chain.")
-@click.option("--log", is_flag=True, help="A line on stderr for every picture.")
-@click.option("--json", "json_path", type=PATH, help="Write all figures, picture by picture.")
-def evaluate(
-    data: tuple[Path, ...],
-    limit: int | None,
-    model: str | None,
-    effort: int | None,
-    rates: str,
-    ideal: bool,
-    log: bool,
-    json_path: Path | None,
-) -> None:
-    """Encode, decode and measure pictures: real bytes beside the model's ideal bits.
-
-    \b
-    diffcodec evaluate --data test_first5000.webp --limit 200 --json result.json
-    """
-    from diffcodec import registry
-    from diffcodec.data import load_images
-    from diffcodec.evaluate import evaluate_picture, finite, summarise, to_dict
-    from diffcodec.files import write_bytes
-
-    try:
-        cuts = tuple(float(rate) for rate in rates.split(",") if rate)
-    except ValueError:
-        raise click.BadParameter(
-            "must be numbers separated by commas", param_hint="--rates"
-        ) from None
-    if not all(math.isfinite(rate) and rate > 0 for rate in cuts):
-        raise click.UsageError("--rates must be positive numbers")
-    pictures = load_images(list(data))[:limit]
-    area = pictures[0].shape[0] * pictures[0].shape[1]
-    loaded = registry.load_model(model) if model else registry.default_model(area)
-    effort = effort or default_effort(area)
-    # Compilation of the search and of the tables is no part of any picture's time.
-    evaluate_picture("warm-up", pictures[0][:32, :32], loaded, effort=effort)
-    reports = []
-    for number, pixels in enumerate(tqdm(pictures, desc="evaluate", leave=False)):
-        report = evaluate_picture(
-            str(number), pixels, loaded, effort=effort, rates=cuts, ideal=ideal
-        )
-        reports.append(report)
-        if log:
-            click.echo(
-                f"{number}: {report.bytes} bytes, {report.bpd:.4f} bpd, "
-                f"encode {report.encode_seconds:.2f} s, decode {report.decode_seconds:.2f} s",
-                err=True,
-            )
-    summary = summarise(reports)
-    _print_summary(summary)
-    if json_path:
-        document = {
-            "model": loaded.name,
-            "fingerprint": loaded.fingerprint.hex(),
-            "effort": effort,
-            "mean": summary,
-            "pictures": [to_dict(r) for r in reports],
-        }
-        write_bytes(json_path, (json.dumps(finite(document), indent=1) + "\n").encode())
-    if summary["exact"] != len(reports):
-        sys.exit(1)
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    click.echo("    t  noise (levels)   payload bits   ideal bits   ratio  noise ratio   PSNR dB")
-    for row in summary["layers"]:
-        quality = "exact" if math.isinf(row["psnr"]) else f"{row['psnr']:.2f}"
-        click.echo(
-            f"{row['t']:5d}  {row['noise_levels']:14.2f}  {row['real_bits']:13.1f}"
-            f"  {row['ideal_bits']:11.1f}  {row['overhead']:6.3f}  {row['noise_ratio']:11.3f}"
-            f"  {quality:>8}"
-        )
-    click.echo(f"exact round trips      {summary['exact']} of {summary['pictures']}")
-    click.echo(f"file                   {summary['bytes']:.1f} bytes = {summary['bpd']:.4f} bpd")
-    click.echo(f"  header and framing   {summary['header_and_framing']:.1f} bytes")
-    if not math.isnan(summary["ideal_bpd"]):
-        click.echo(f"ideal channel          {summary['ideal_bpd']:.4f} bpd (not bytes)")
-        click.echo(f"coded steps over ideal {summary['step_overhead']:.4f}")
-    for rate, value in summary["psnr_at_bpp"].items():
-        click.echo(f"cut at {rate} bpp: {value:.2f} dB")
-    click.echo(
-        f"median seconds         encode {summary['encode_seconds_median']:.3f}, "
-        f"decode {summary['decode_seconds_median']:.3f}; "
-        f"{summary['evaluations']:.0f} network evaluations"
-    )
-    click.echo(
-        f"seconds per megapixel  encode {summary['encode_seconds_per_megapixel']:.1f}, "
-        f"decode {summary['decode_seconds_per_megapixel']:.1f}, "
-        f"cut at 0.1 bpp {summary['preview_seconds_per_megapixel']:.1f}"
-    )
+from diffcodec.cli.base import PATH, main
+from diffcodec.plans import PLANS
 
 
 @main.command()
