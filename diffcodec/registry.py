@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from diffcodec.catalogue import CATALOGUE, number_of
+from diffcodec.ddpm.process import ReverseProcess
+from diffcodec.ddpm.store import read_process
 from diffcodec.errors import ModelError
 from diffcodec.model import CONFIG, Model, read_model
 from diffcodec.plans import SMALL_PIXELS
@@ -34,10 +36,20 @@ def _load(folder: Path) -> Model:
 
 def load_model(name: str) -> Model:
     """A model by the name of a shipped one or by the path of its folder; ModelError if absent."""
+    return _load(model_folder(name))
+
+
+def load_process(name: str) -> ReverseProcess:
+    """The same for sampling and the bound, where models that do not code serve as well."""
+    return read_process(model_folder(name))
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model; ModelError if there is none."""
     if name in shipped():
-        return _load(models_folder() / name)
+        return models_folder() / name
     if Path(name).is_dir():
-        return _load(Path(name).resolve())
+        return Path(name).resolve()
     raise ModelError(
         f"unknown model '{name}': give a folder, or one of {', '.join(shipped()) or 'none shipped'}"
     )
@@ -45,7 +57,12 @@ def load_model(name: str) -> Model:
 
 def default_model(pixels: int = 0) -> Model:
     """The model used when none is named, for a picture of so many pixels."""
-    return load_model(SMALL if pixels <= SMALL_PIXELS else LARGE)
+    return load_model(default_name(pixels))
+
+
+def default_name(pixels: int) -> str:
+    """Its name."""
+    return SMALL if pixels <= SMALL_PIXELS else LARGE
 
 
 def is_listed(model: Model) -> bool:

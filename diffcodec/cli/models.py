@@ -1,165 +1,21 @@
-"""Commands on models: sample, evaluate, quantize."""
+"""Commands on model folders: quantize, calibrate, import, export."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from diffcodec.cli.base import PATH, Progress, main
-from diffcodec.plans import EFFORTS, PLANS, default_effort
+from diffcodec.plans import PLANS
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@main.command()
-@click.option("-n", "count", type=click.IntRange(1, 1024), default=16, show_default=True)
-@click.option("--steps", type=click.IntRange(1, 1000), help="Default: all T.")
-@click.option("--size", type=click.IntRange(8, 512), default=32, show_default=True)
-@click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
-@click.option("--model", help="Name of a shipped model, or a model folder.")
-@click.option("-o", "--output", type=PATH, required=True)
-def sample(
-    count: int, steps: int | None, size: int, seed: int, model: str | None, output: Path
-) -> None:
-    """Draw pictures from the model by Algorithm 2 and write them as a grid.
-
-    \b
-    diffcodec sample -n 16 --steps 100 -o grid.png
-    """
-    from diffcodec import registry, samplers
-    from diffcodec.files import write_bytes
-    from diffcodec.image import image_bytes
-
-    if size % 8:
-        raise click.UsageError("--size must be a multiple of 8")
-    loaded = registry.load_model(model or registry.SMALL)
-    if steps is not None and steps > loaded.schedule.timesteps:
-        raise click.UsageError(f"--steps: the model has {loaded.schedule.timesteps} timesteps")
-    begun = time.perf_counter()
-    pictures = samplers.ancestral(
-        loaded,
-        count,
-        size,
-        seed=seed,
-        steps=steps,
-        progress=Progress("sample"),
-    )
-    write_bytes(output, image_bytes(samplers.grid(pictures), output.suffix))
-    click.echo(f"{output}: {count} pictures, {time.perf_counter() - begun:.1f} s")
-
-
-@main.command()
-@click.option("--data", type=PATH, required=True, multiple=True, help="Folder, archive or image.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
-@click.option("--model", help="Name of a shipped model, or a model folder.")
-@click.option(
-    "--effort",
-    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    help="[default: as encode]",
-)
-@click.option(
-    "--rates",
-    default="0.5,0.75,1.25,2.0,4.0",
-    show_default=True,
-    help="bpp at which each file is cut and decoded.",
-)
-@click.option("--ideal/--no-ideal", default=True, help="Also the model's ideal chain.")
-@click.option("--log", is_flag=True, help="A line on stderr for every picture.")
-@click.option("--json", "json_path", type=PATH, help="Write all figures, picture by picture.")
-def evaluate(
-    data: tuple[Path, ...],
-    limit: int | None,
-    model: str | None,
-    effort: int | None,
-    rates: str,
-    ideal: bool,
-    log: bool,
-    json_path: Path | None,
-) -> None:
-    """Encode, decode and measure pictures: real bytes beside the model's ideal bits.
-
-    \b
-    diffcodec evaluate --data test_first5000.webp --limit 200 --json result.json
-    """
-    from diffcodec import registry
-    from diffcodec.data import load_images
-    from diffcodec.evaluate import evaluate_picture, finite, summarise, to_dict
-    from diffcodec.files import write_bytes
-
-    try:
-        cuts = tuple(float(rate) for rate in rates.split(",") if rate)
-    except ValueError:
-        raise click.BadParameter(
-            "must be numbers separated by commas", param_hint="--rates"
-        ) from None
-    if not all(math.isfinite(rate) and rate > 0 for rate in cuts):
-        raise click.UsageError("--rates must be positive numbers")
-    pictures = load_images(list(data))[:limit]
-    area = pictures[0].shape[0] * pictures[0].shape[1]
-    loaded = registry.load_model(model) if model else registry.default_model(area)
-    effort = effort or default_effort(area)
-    # Compilation of the search and of the tables is no part of any picture's time.
-    evaluate_picture("warm-up", pictures[0][:32, :32], loaded, effort=effort)
-    reports = []
-    for number, pixels in enumerate(tqdm(pictures, desc="evaluate", leave=False)):
-        report = evaluate_picture(
-            str(number), pixels, loaded, effort=effort, rates=cuts, ideal=ideal
-        )
-        reports.append(report)
-        if log:
-            click.echo(
-                f"{number}: {report.bytes} bytes, {report.bpd:.4f} bpd, "
-                f"encode {report.encode_seconds:.2f} s, decode {report.decode_seconds:.2f} s",
-                err=True,
-            )
-    summary = summarise(reports)
-    _print_summary(summary)
-    if json_path:
-        document = {
-            "model": loaded.name,
-            "fingerprint": loaded.fingerprint.hex(),
-            "effort": effort,
-            "mean": summary,
-            "pictures": [to_dict(r) for r in reports],
-        }
-        write_bytes(json_path, (json.dumps(finite(document), indent=1) + "\n").encode())
-    if summary["exact"] != len(reports):
-        sys.exit(1)
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    click.echo("    t  noise (levels)   payload bits   ideal bits   ratio  noise ratio   PSNR dB")
-    for row in summary["layers"]:
-        quality = "exact" if math.isinf(row["psnr"]) else f"{row['psnr']:.2f}"
-        click.echo(
-            f"{row['t']:5d}  {row['noise_levels']:14.2f}  {row['real_bits']:13.1f}"
-            f"  {row['ideal_bits']:11.1f}  {row['overhead']:6.3f}  {row['noise_ratio']:11.3f}"
-            f"  {quality:>8}"
-        )
-    click.echo(f"exact round trips      {summary['exact']} of {summary['pictures']}")
-    click.echo(f"file                   {summary['bytes']:.1f} bytes = {summary['bpd']:.4f} bpd")
-    click.echo(f"  header and framing   {summary['header_and_framing']:.1f} bytes")
-    if not math.isnan(summary["ideal_bpd"]):
-        click.echo(f"ideal channel          {summary['ideal_bpd']:.4f} bpd (not bytes)")
-        click.echo(f"coded steps over ideal {summary['step_overhead']:.4f}")
-    for rate, value in summary["psnr_at_bpp"].items():
-        click.echo(f"cut at {rate} bpp: {value:.2f} dB")
-    click.echo(
-        f"median seconds         encode {summary['encode_seconds_median']:.3f}, "
-        f"decode {summary['decode_seconds_median']:.3f}; "
-        f"{summary['evaluations']:.0f} network evaluations"
-    )
-    click.echo(
-        f"seconds per megapixel  encode {summary['encode_seconds_per_megapixel']:.1f}, "
-        f"decode {summary['decode_seconds_per_megapixel']:.1f}, "
-        f"cut at 0.1 bpp {summary['preview_seconds_per_megapixel']:.1f}"
-    )
+    from diffcodec.model import ModelConfig
 
 
 @main.command()
@@ -205,3 +61,122 @@ def quantize(
     limit = {"weight_max": WEIGHT_MAX} if int8 else {}
     save_exact(model, trained.config, exact_tensors(trained, batch, seed, **limit))
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
+
+
+@main.command("import")
+@click.argument("source", metavar="DIR", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The model folder to write.")
+@click.option("--name", help="The model's name  [default: of DIR].")
+@click.option("--data", type=PATH, multiple=True, help="Calibrate on these pictures at once.")
+def import_model(source: Path, output: Path, name: str | None, data: tuple[Path, ...]) -> None:
+    """Make a model folder of a DDPM in the format of Hugging Face's diffusers.
+
+    \b
+    diffcodec import ddpm-cifar10-32/ -o models/ddpm
+    diffcodec import ddpm-cifar10-32/ -o models/ddpm --data photos/   # and code with it:
+    diffcodec encode photo.png -o photo.ddc --model models/ddpm
+
+    DIR holds unet/config.json with the weights (.safetensors or .bin) beside it and
+    scheduler/scheduler_config.json, or all of it at the top.  What diffcodec's U-Net cannot
+    represent is refused by name.  Of a class-conditional network the last class stands for none
+    given.  Without --data the model samples; to code with it, run `diffcodec calibrate`.
+    """
+    from diffcodec.ddpm.interchange import read_folder
+    from diffcodec.files import make_folder
+    from diffcodec.model import CALIBRATION, save_model
+
+    if output.resolve() == source.resolve():
+        raise click.UsageError("-o must be another folder than DIR")
+    config, weights = read_folder(source, name)
+    tensors = _measure(config, weights, data, None, None, 0) if data else None
+    make_folder(output)
+    with suppress(OSError):  # a folder that cannot be written is refused by what follows
+        (output / CALIBRATION).unlink(missing_ok=True)  # of another model
+    save_model(output, config, weights)
+    click.echo(
+        f"{output}: model '{config.name}', {sum(v.numel() for v in weights.values())} weights"
+    )
+    if tensors is not None:
+        _store(output, config, tensors)
+
+
+@main.command("export")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The diffusers folder to write.")
+def export_model(model: Path, output: Path) -> None:
+    """Write the U-Net of the model folder MODEL as a DDPM that diffusers opens.
+
+    \b
+    diffcodec export runs/ddpm -o ddpm-hf/
+    """
+    from diffcodec.ddpm.interchange import write_folder
+    from diffcodec.model import WEIGHTS, read_config
+    from diffcodec.model_check import read_tensors
+
+    write_folder(output, read_config(model), read_tensors(model / WEIGHTS))
+    click.echo(f"{output}: DDPMPipeline.from_pretrained opens it")
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.option("--data", type=PATH, required=True, multiple=True, help="Never a test set.")
+@click.option("--plan", type=click.IntRange(0, max(PLANS)), help="Default: the model's.")
+@click.option("--images", type=click.IntRange(1), help="[default: 64, fewer large ones]")
+@click.option("--crop", type=click.IntRange(8), help="[default: the network's usual size]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def calibrate(
+    model: Path,
+    data: tuple[Path, ...],
+    plan: int | None,
+    images: int | None,
+    crop: int | None,
+    seed: int,
+) -> None:
+    """Measure what the U-Net of the model folder MODEL lacks to code with it.
+
+    \b
+    diffcodec calibrate models/ddpm --data photos/
+    diffcodec calibrate models/ddpm --data photos/ --plan 3
+
+    On crops of the pictures: for every timestep of the plan and every band of the transform the
+    variance of the network's error, and the final layer's constants.  They become part of the
+    model: files written with the model before cannot be read with it after.  The arithmetic is
+    floating point: such files decode on machines like the writer's.
+
+    The plan's timesteps (docs/format.md; 2 is for small pictures, 3 for photographs) are taken
+    at the same noise levels of the model's own schedule.
+    """
+    from diffcodec.model import WEIGHTS, read_config
+    from diffcodec.model_check import read_tensors
+
+    if crop is not None and crop % 8:
+        raise click.UsageError("--crop must be a multiple of 8")
+    config, weights = read_config(model), read_tensors(model / WEIGHTS)
+    if plan is not None:
+        config = replace(config, plan=plan)
+    _store(model, config, _measure(config, weights, data, images, crop, seed))
+
+
+def _measure(
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    data: tuple[Path, ...],
+    images: int | None,
+    crop: int | None,
+    seed: int,
+) -> dict[str, Tensor]:
+    from diffcodec.calibrate import calibrate as run
+    from diffcodec.calibrate import default_crop, default_images
+    from diffcodec.data import CropSampler, load_images
+
+    pictures = load_images(list(data))
+    crop = crop or default_crop(config, pictures)
+    batch = CropSampler(pictures, crop, images or default_images(crop), seed)(0)
+    return run(config, weights, batch, seed, Progress("calibrate"))
+
+
+def _store(folder: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    from diffcodec.model import read_model, save_calibration
+
+    save_calibration(folder, config, tensors)
+    click.echo(f"{folder}: calibrated, fingerprint {read_model(folder).fingerprint.hex()}")

@@ -11,7 +11,7 @@ from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
 from diffcodec.model import WEIGHTS, ModelConfig, read_config
 from diffcodec.model_check import read_tensors
-from diffcodec.network import CodecUNet
+from diffcodec.network import SIZE_MULTIPLE, CodecUNet
 
 
 def read_process(folder: Path) -> ReverseProcess:
@@ -48,3 +48,15 @@ def check_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Non
     extra = sorted(weights.keys() - expected.keys())
     if extra:
         raise ModelError(f"the weights hold a tensor that the network has not: {extra[0]}")
+
+
+def size_multiple(process: ReverseProcess) -> int:
+    """What both sides of a picture must be multiples of."""
+    network = process.network
+    return network.config.size_multiple if isinstance(network, UNet) else SIZE_MULTIPLE
+
+
+def classes(process: ReverseProcess) -> int:
+    """Number of classes of a class-conditional network, 0 for others."""
+    network = process.network
+    return network.config.classes if isinstance(network, UNet) else 0
