@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcodec.ddpm.process import ReverseProcess
+from diffcodec.ddpm.objectives import transition_bits
+from diffcodec.ddpm.process import Gaussian, ReverseProcess
 from diffcodec.ddpm.samplers import from_pixels, keyed_normal
 from diffcodec.schedule import LEVEL, Schedule
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-LN2 = math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -140,39 +140,10 @@ def _terms(process: ReverseProcess, x_0: Tensor, t: Tensor, noise: Tensor) -> tu
     with torch.inference_mode():
         x_t = process.q_sample(x_0, t, noise)
         p = process(x_t, t, t - 1)
-        step = process.transition(t, t - 1)
-        log_variance, x_0 = p.log_variance.double(), x_0.double()
-        # μ̃ − μ_θ from what differs in it: the means themselves agree in most of their digits.
-        shift = step.coef_x0.double() * (x_0 - p.x_0.double())
-        nats = gaussian_kl(shift, step.posterior.double().log(), log_variance)
-        last = t == 1
-        nats[last] = decoder_nats(x_0, p.mean[last].double(), log_variance[last])
-        error = (x_0 - p.x_0.double()).square().mean(dim=(1, 2, 3)).sqrt()
-    return (nats.mean(dim=(1, 2, 3)) / LN2).cpu().numpy(), error.cpu().numpy() / LEVEL
-
-
-def gaussian_kl(shift: Tensor, log_variance_q: Tensor, log_variance_p: Tensor) -> Tensor:
-    """KL(N(μ + shift, σ_q²) ‖ N(μ, σ_p²)) in nats, value by value."""
-    ratio = log_variance_q - log_variance_p
-    # expm1: the variances are often nearly the same, and what then remains is small.
-    return 0.5 * (torch.expm1(ratio) - ratio + shift.square() * torch.exp(-log_variance_p))
-
-
-def decoder_nats(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """−log p_θ(x_0 | x_1), eq. 13, in nats, value by value; float64.
-
-    x_0: levels of 0–255 scaled to [-1, 1]; the bins of the first and the last level reach to
-    −∞ and +∞.
-    """
-    scale = torch.exp(-0.5 * log_variance)
-    half = 0.5 * LEVEL
-    low = torch.where(x_0 < -1.0 + half, -math.inf, (x_0 - half - mean) * scale)
-    high = torch.where(x_0 > 1.0 - half, math.inf, (x_0 + half - mean) * scale)
-    # By symmetry in the lower tail, where Φ keeps its relative precision.
-    upper = low > 0.0
-    low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
-    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-    return -(log_high + torch.log(-torch.expm1(log_low - log_high)))
+        exact = Gaussian(*(part.double() for part in p))
+        bits = transition_bits(process, exact, x_0.double().expand_as(p.x_0), x_t, t)
+        error = (x_0.double() - exact.x_0).square().mean(dim=(1, 2, 3)).sqrt()
+    return bits.cpu().numpy(), error.cpu().numpy() / LEVEL
 
 
 def bound(

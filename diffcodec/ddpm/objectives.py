@@ -52,17 +52,19 @@ def transition_bits(
     """L_{t−1} of p_θ(x_{t−1} | x_t), L_0 at t = 1, in bits/dim for each picture, [B]."""
     log_variance = p.log_variance.expand_as(x_0)
     steps = process.transition(t, t - 1)
-    mean = steps.coef_x0 * x_0 + steps.coef_xa * x_t
-    kl = kl_bits(mean, steps.posterior.clamp(min=1e-20).log(), p.mean, log_variance)
+    # μ̃ − μ_θ from what differs in it: the means themselves agree in most of their digits.
+    shift = steps.coef_x0 * (x_0 - p.x_0)
+    kl = kl_bits(shift, steps.posterior.to(x_0.dtype).clamp(min=1e-20).log(), log_variance)
     decoder = -decoder_log2(x_0, p.mean, 0.5 * log_variance)
     return torch.where((t == 1)[:, None, None, None], decoder, kl).mean(dim=(1, 2, 3))
 
 
-def kl_bits(mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logvar_p: Tensor) -> Tensor:
-    """KL(N(mean_q, exp(logvar_q)) || N(mean_p, exp(logvar_p))) in bits, elementwise."""
-    gap = logvar_q - logvar_p
-    distance = (mean_q - mean_p).square() * torch.exp(-logvar_p)
-    return 0.5 * LOG2E * (torch.expm1(gap) - gap + distance)
+def kl_bits(shift: Tensor, log_variance_q: Tensor, log_variance_p: Tensor) -> Tensor:
+    """KL(N(μ + shift, σ_q²) ‖ N(μ, σ_p²)) in bits, value by value."""
+    ratio = log_variance_q - log_variance_p
+    # expm1: the variances are often nearly the same, and what then remains is small.
+    distance = shift.square() * torch.exp(-log_variance_p)
+    return 0.5 * LOG2E * (torch.expm1(ratio) - ratio + distance)
 
 
 def decoder_log2(x_0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
