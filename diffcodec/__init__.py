@@ -6,9 +6,14 @@ diffcodec.decode(data[:200]).pixels        # a lossy picture
 diffcodec.decode(data).pixels              # the original, exactly
 """
 
-from diffcodec.api import Decoded, decode, decode_batch, encode, encode_batch, truncate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from diffcodec.errors import DataError, DiffcodecError, FormatError, ModelError
-from diffcodec.registry import default_model, load_model
+
+if TYPE_CHECKING:
+    from diffcodec.api import Decoded, decode, decode_batch, encode, encode_batch, truncate
+    from diffcodec.registry import default_model, load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,3 +31,21 @@ __all__ = [
     "load_model",
     "truncate",
 ]
+
+_HOMES = {"default_model": "registry", "load_model": "registry"}
+"""Modules of the names that are not in ``api``."""
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        """The names of ``__all__`` when they are first used: PyTorch takes seconds to import."""
+        if name not in __all__:
+            raise AttributeError(f"module 'diffcodec' has no attribute '{name}'")
+        found = getattr(import_module(f"diffcodec.{_HOMES.get(name, 'api')}"), name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

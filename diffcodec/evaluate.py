@@ -28,7 +28,7 @@ from diffcodec.plans import Plan
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
 from diffcodec.reverse import evaluate, predict_x0, start
-from diffcodec.steps import Cut, Settings, Step, receive_step
+from diffcodec.steps import Cut, Final, Settings, Step, receive_step
 from diffcodec.tables import OCTAVE, Y_UNIT
 
 PREVIEW_BPP = 0.1
@@ -186,6 +186,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
         return [decode(content[:size], model=model).pixels for size in sizes]
     settings = Settings(header.plan, header.height, header.width, header.seed, header.grey)
     x = start(header.plan.timesteps[0], header.seed, header.height, header.width)
+    grey = header.grey and not header.planes
     found: dict[int, U8] = {}
     for layer, (a, b) in zip(layers, header.plan.steps, strict=False):
         if all(size < layer.start for size in sizes):
@@ -196,9 +197,16 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
             if layer.start <= size < layer.end and size > payload:
                 part = step.copy()
                 receive_step(part, Cut(layer.code[: size - payload]), settings)
-                found[size] = to_array(mean(model, part.x, b, settings)[0], header.grey)
+                found[size] = to_array(mean(model, part.x, b, settings)[0], grey)
+        if not layer.whole:
+            break
         receive_step(step, Cut(layer.code), settings)
         x = step.arrive()
+        if layer.end in sizes:
+            whole = (
+                mean(model, x.copy(), b, settings)[0] if b > 1 else Final(model, x, settings).shown
+            )
+            found[layer.end] = to_array(whole, grey)
     return [
         found[size] if size in found else decode(content[:size], model=model).pixels
         for size in sizes

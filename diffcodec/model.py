@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from diffcodec.catalogue import CONFIG as CONFIG
 from diffcodec.ddpm.process import Prediction, Variance
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
@@ -39,7 +40,6 @@ from diffcodec.transform import BANDS, BLOCK
 UNET = "unet"
 """Kind of a model whose network is one of the paper's; the codec's own has none."""
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 FINGERPRINT_BYTES = 3

@@ -5,4 +5,5 @@ Exit codes: 0 done, 1 something is wrong with the data (one line says what), 2 u
 
 from diffcodec.cli import files as files
 from diffcodec.cli import models as models
+from diffcodec.cli import show as show
 from diffcodec.cli.base import main as main
