@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,24 +69,43 @@ def compare(
     content = encode(pixels, model=model, effort=effort)
     ours = _decoded(content, model, time.perf_counter() - begun)
     absent = {peer.name: reason for peer in peers if (reason := peer.missing())}
-    exact, total = [ours], len(rates) + 1
-    for peer in present:
-        entry = lossless_entry(peer, image)
-        if entry is not None:
-            exact.append(entry)
-        elif peer.lossless is not None:
-            absent[peer.name] = "its lossless file is not exact through Pillow"
-    groups = [Group(None, None, exact, absent)]
+    total = len(rates) + 1
+    exact, why = _collect(present, lambda peer: lossless_entry(peer, image), "lossless")
+    groups = [Group(None, None, [ours, *exact], absent | why)]
     _tell(progress, 1, total)
     for number, rate in enumerate(sorted(rates)):
         limit = int(rate * area / 8)
         if limit < len(content) and (cut := _cut(content, limit, model)):
-            found = {peer.name: lossy_entry(peer, image, limit) for peer in present if peer.lossy}
-            entries = [cut, *(entry for entry in found.values() if entry)]
-            small = {name: "has no file so small" for name, entry in found.items() if not entry}
-            groups.append(Group(rate, limit, entries, small))
+            found, why = _collect(present, partial(lossy_entry, image=image, size=limit), "lossy")
+            groups.append(Group(rate, limit, [cut, *found], why))
         _tell(progress, number + 2, total)
     return groups
+
+
+_NONE = {
+    "lossless": "its lossless file is not exact through Pillow",
+    "lossy": "has no file so small",
+}
+
+
+def _collect(
+    peers: list[Peer], write: Callable[[Peer], Entry | None], kind: str
+) -> tuple[list[Entry], dict[str, str]]:
+    """Entries of the peers that have this kind of file, and why the others have none."""
+    entries, absent = [], {}
+    for peer in peers:
+        if getattr(peer, kind) is None:
+            continue
+        try:
+            entry = write(peer)
+        except DataError as e:
+            absent[peer.name] = str(e)
+            continue
+        if entry is None:
+            absent[peer.name] = _NONE[kind]
+        else:
+            entries.append(entry)
+    return entries, absent
 
 
 def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
@@ -160,9 +181,9 @@ def contact_sheet(pixels: U8, groups: list[Group], crop: tuple[int, int, int] | 
     for number, group in enumerate(lossy):
         y = MARGIN + number * row
         entries = {entry.codec: entry for entry in group.entries}
-        captions = [("original", f"at most {group.limit} bytes", pixels)]
-        captions += _captions(names, entries, pixels)
-        for column, (title, line, picture) in enumerate(captions):
+        first = ("original", f"at most {group.limit} bytes", pixels)
+        captions = _captions(names, entries, pixels)
+        for column, (title, line, picture) in enumerate(chain([first], captions)):
             x = MARGIN + column * (cell + MARGIN)
             _caption(sheet, x, y, title, line)
             if picture is not None:

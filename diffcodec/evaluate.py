@@ -97,7 +97,7 @@ def ideal_chain(
     """
     settings = Settings(plan, picture.height, picture.width, grey=picture.grey)
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
-    bits = []
+    bits: list[float] = []
     for a, b in plan.steps:
         step, total = Step(model, x, a, b, picture.grey), 0.0
         for rows in settings.bands:

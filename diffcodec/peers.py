@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
+
+from diffcodec.errors import DataError
 
 U8 = NDArray[np.uint8]
 
@@ -43,7 +46,7 @@ class Peer:
             except ImportError:
                 return "pip install pillow-jxl-plugin"
         if self.feature and not features.check(self.feature):
-            return f"Pillow {Image.__version__} is built without {self.feature}"
+            return f"Pillow {PIL.__version__} is built without {self.feature}"
         return None
 
 
@@ -89,6 +92,7 @@ PEERS: tuple[Peer, ...] = (
         "JXL",
         lossless={"lossless": True, "effort": 9},
         lossy=lambda q: {"quality": q, "effort": 7},
+        qualities=range(100),  # the plug-in refuses to write 100 with loss
     ),
 )
 """JPEG and AVIF with full colour resolution; JPEG progressive; each near its slowest setting."""
@@ -110,11 +114,14 @@ class Entry:
 
 
 def written(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The file Pillow writes."""
+    """The file Pillow writes; DataError if it, or its plug-in, fails."""
     if kind == "JPEG2000" and image.mode == "L":
         options.pop("mct", None)
     stream = io.BytesIO()
-    image.save(stream, kind, **options)
+    try:
+        image.save(stream, kind, **options)
+    except (OSError, ValueError, RuntimeError) as e:
+        raise DataError(f"cannot be written here ({e})") from e
     return stream.getvalue()
 
 
@@ -183,6 +190,7 @@ def embedded_jpeg_2000(image: Image.Image, rates: list[float]) -> tuple[bytes, l
     for number in range(1, len(rates) + 1):
         with Image.open(io.BytesIO(content)) as part:
             tile = part.tile[0]  # Pillow heeds ``layers`` only together with ``reduce``
-            part.tile = [tile._replace(args=(tile.args[0], 0, number, *tile.args[3:]))]
+            args: Any = tile.args
+            part.tile = [tile._replace(args=(args[0], 0, number, *args[3:]))]
             parts.append(np.asarray(part.convert("RGB")))
     return content, parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,10 @@ def similarity(a: U8, b: U8) -> tuple[float, float]:
     )
 
     first, second = (_tensor(p) for p in (a, b))
-    ssim = structural_similarity_index_measure(first, second, data_range=255.0)
+    ssim: Any = structural_similarity_index_measure(first, second, data_range=255.0)
     if side < MS_SSIM_SIDE:
         return float(ssim), math.nan
-    several = multiscale_structural_similarity_index_measure(first, second, data_range=255.0)
+    several: Any = multiscale_structural_similarity_index_measure(first, second, data_range=255.0)
     return float(ssim), float(several)
 
 

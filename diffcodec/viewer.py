@@ -69,8 +69,8 @@ def frames(content: bytes, model: Model, original: U8 | None = None) -> list[Fra
     if original is None and last.exact:
         original = last.pixels
     if original is not None and original.shape[:2] != (header.height, header.width):
-        size = f"{original.shape[1]}×{original.shape[0]}"
-        raise DataError(f"the original is {size}, the file {header.width}×{header.height}")
+        sides = f"{original.shape[1]}×{original.shape[0]}"
+        raise DataError(f"the original is {sides}, the file {header.width}×{header.height}")
     wanted = None if original is None else _colours(original)
     found = []
     for (t, size, cut), pixels in zip(stops, shown, strict=True):

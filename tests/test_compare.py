@@ -17,6 +17,7 @@ from diffcodec.cli import main
 from diffcodec.compare import OURS, Group, compare, contact_sheet, figures, liveliest
 from diffcodec.errors import DataError
 from diffcodec.model import Model
+from diffcodec.peers import Peer
 from diffcodec.similarity import available, similarity
 
 BIRD = DATA / "budgerigar-32.png"
@@ -48,6 +49,22 @@ def test_no_file_is_above_the_limit(groups: list[Group], bird: np.ndarray) -> No
             exact = figures(entry, bird)["psnr"] == math.inf
             assert exact == (group.rate is None)
     assert "JPEG" in groups[1].absent, "a JPEG of 32×32 pixels takes more than 256 bytes"
+
+
+def test_a_format_that_fails_is_left_out(exact_tiny: Model, bird: np.ndarray) -> None:
+    broken = Peer("broken", "NO SUCH KIND", lossless={}, lossy=lambda q: {"quality": q})
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of order")
+
+    Image.SAVE["NO SUCH KIND"] = fail
+    try:
+        groups = compare(bird[:8, :8], exact_tiny, effort=1, rates=[50.0], peers=(broken,))
+    finally:
+        del Image.SAVE["NO SUCH KIND"]
+    for group in groups:
+        assert [entry.codec for entry in group.entries] == [OURS]
+        assert group.absent == {"broken": "cannot be written here (out of order)"}
 
 
 def test_transparency_is_refused(exact_tiny: Model) -> None:

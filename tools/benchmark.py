@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from diffcodec import load_model
 from diffcodec.data import load_images
+from diffcodec.errors import DataError
 from diffcodec.evaluate import evaluate_picture, finite, to_dict
 from diffcodec.files import make_folder, write_bytes
-from diffcodec.peers import PEERS, U8, embedded_jpeg_2000, lossless_entry, lossy_entry
+from diffcodec.peers import PEERS, U8, Entry, embedded_jpeg_2000, lossless_entry, lossy_entry
 from diffcodec.quality import psnr
 from diffcodec.versions import versions
 
@@ -78,8 +79,8 @@ def peers_of(pixels: U8, rates: tuple[float, ...]) -> dict[str, Any]:
     for peer in PEERS:
         if peer.missing():
             continue
-        exact = lossless_entry(peer, image)
-        files = {rate: lossy_entry(peer, image, int(rate * area / 8)) for rate in rates}
+        exact = _or_none(lossless_entry, peer, image)
+        files = {rate: _or_none(lossy_entry, peer, image, int(rate * area / 8)) for rate in rates}
         found[peer.name] = {
             "bytes": exact.size if exact else None,
             "psnr_at_bpp": {
@@ -91,6 +92,15 @@ def peers_of(pixels: U8, rates: tuple[float, ...]) -> dict[str, Any]:
     curve = {f"{rate:g}": psnr(part, pixels) for rate, part in zip(rates, parts, strict=True)}
     found[ONE_FILE] = {"bytes": len(whole), "psnr_at_bpp": curve}
     return found
+
+
+def _or_none(write: Callable[..., Entry | None], *arguments: Any) -> Entry | None:
+    """An entry, None also if the format cannot be written."""
+    try:
+        return write(*arguments)
+    except DataError as e:
+        click.echo(str(e), err=True)
+        return None
 
 
 def settings_of(part: Part, number: int, pixels: U8) -> str:
@@ -125,8 +135,10 @@ def rows_of(part: Part, pictures: list[U8], out: Path) -> list[dict[str, Any]]:
     """The rows of a part: those that its file has, and the others as they are measured."""
     path = out / f"{part.name}.jsonl"
     known = {row["settings"]: row for row in _read(path)}
+    broken = path.exists() and not path.read_bytes().endswith(b"\n")
     rows = []
     with path.open("a", encoding="utf-8") as stream:
+        stream.write("\n" if broken else "")  # what follows must not join half a line
         for number, pixels in enumerate(tqdm(pictures[: part.count], desc=part.name)):
             row = known.get(settings_of(part, number, pixels))
             if row is None:
@@ -140,11 +152,11 @@ def rows_of(part: Part, pictures: list[U8], out: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file; the last may be half written."""
     if path.exists():
-        for line in path.read_text("utf-8").splitlines():
+        for line in filter(None, path.read_text("utf-8").splitlines()):
             try:
                 yield json.loads(line)
             except ValueError:
-                click.echo(f"{path}: a line is not whole and is measured again", err=True)
+                click.echo(f"{path}: a line is not whole and left aside", err=True)
 
 
 def _mean(values: list[Any]) -> float | None:
@@ -164,9 +176,9 @@ def summary(part: Part, rows: list[dict[str, Any]]) -> dict[str, Any]:
         peer = [(row["peers"][name]["bytes"], row["peers"][name]["psnr_at_bpp"]) for row in rows]
         codecs[name] = _codec(peer, rows, part.rates)
 
-    def per_megapixel(key: str) -> float:
+    def per_megapixel(key: str) -> float | None:
         found = [r[key] / (r["width"] * r["height"]) for r in reports if r[key] is not None]
-        return 1e6 * float(np.median(found)) if found else math.nan
+        return 1e6 * float(np.median(found)) if found else None
 
     return {
         "pictures": len(rows),
