@@ -39,7 +39,8 @@ class Frame:
 
     t: timestep reached, 0 for the final layer; noise_levels: of x_t, in levels of 0-255; cut: the
     layer is not all there; exact: verified equal to the original; pixels: uint8 [H, W] or
-    [H, W, n]; psnr: in dB, infinite for an exact picture, None without an original.
+    [H, W, n], as stored; orientation: 1…8, how EXIF says that they are to be turned; psnr: in dB,
+    infinite for an exact picture, None without an original.
     """
 
     t: int
@@ -48,6 +49,7 @@ class Frame:
     cut: bool
     exact: bool
     pixels: U8
+    orientation: int
     psnr: float | None
 
 
@@ -77,7 +79,8 @@ def frames(content: bytes, model: Model, original: U8 | None = None) -> list[Fra
         noise = float(model.schedule.sigma_levels(t)) if t else 0.0
         error = None if wanted is None else psnr(_colours(pixels), wanted)
         exact = t == 0 and last.exact
-        found.append(Frame(t, noise, size, cut, exact, _like(pixels, last.pixels), error))
+        pixels, turn = _like(pixels, last.pixels), last.metadata.orientation
+        found.append(Frame(t, noise, size, cut, exact, pixels, turn, error))
     return found
 
 
@@ -105,19 +108,40 @@ def _like(pixels: U8, last: U8) -> U8:
     return np.dstack([_colours(pixels), last[..., -1]])
 
 
-def data_uri(pixels: U8) -> str:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation; 1 is upright."""
+
+
+def _upright(pixels: U8, orientation: int) -> Image.Image:
+    """The picture turned as EXIF says."""
+    image = Image.fromarray(pixels)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _data_uri(image: Image.Image) -> str:
     """A picture as a lossless WebP in a data URI."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, exact=True, method=4)
+    image.save(stream, "WEBP", lossless=True, exact=True, method=4)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def page(title: str, content: bytes, shown: list[Frame], original: U8 | None = None) -> str:
     """A web page with all frames in it: no other file, no network.
 
-    original: what is shown to compare with, by default the last frame if that is exact.
+    original: what is shown to compare with, by default the last frame if that is exact; turned,
+    like the frames, as the file's EXIF says.
     """
-    height, width = shown[0].pixels.shape[:2]
+    turn = shown[0].orientation
+    pictures = [_upright(frame.pixels, turn) for frame in shown]
+    width, height = pictures[0].size
     if original is None and shown[-1].exact:
         original = shown[-1].pixels
     rows: list[dict[str, Any]] = [
@@ -134,14 +158,14 @@ def page(title: str, content: bytes, shown: list[Frame], original: U8 | None = N
     ]
     images = "\n".join(
         f'<img class="layer" id="layer-{n}" alt="Layer {n + 1} of {len(shown)}" '
-        f'width="{width}" height="{height}" src="{data_uri(frame.pixels)}">'
-        for n, frame in enumerate(shown)
+        f'width="{width}" height="{height}" src="{_data_uri(picture)}">'
+        for n, picture in enumerate(pictures)
     )
     compared = ""
     if original is not None:
         compared = (
             f'<img id="original" alt="The original" width="{width}" height="{height}" '
-            f'src="{data_uri(original)}">'
+            f'src="{_data_uri(_upright(original, turn))}">'
         )
     facts = {"size": len(content), "width": width, "height": height, "layers": rows}
     text = files("diffcodec").joinpath(TEMPLATE).read_text("utf-8")
@@ -161,13 +185,13 @@ def page(title: str, content: bytes, shown: list[Frame], original: U8 | None = N
 
 def animation(shown: list[Frame], progress: Callable[[int, int], None] | None = None) -> bytes:
     """A GIF with a picture for every frame and a line below that says how many bytes it took."""
-    height, width = shown[0].pixels.shape[:2]
+    width, height = _upright(shown[0].pixels, shown[0].orientation).size
     scale = max(1, LEAST_SIDE // max(height, width))
     pictures = []
     for number, frame in enumerate(shown):
         rate = 8 * frame.size / (height * width)
         sheet = Image.new("RGB", (width * scale, height * scale + BAND), (20, 20, 22))
-        picture = Image.fromarray(_colours(frame.pixels))
+        picture = _upright(_colours(frame.pixels), frame.orientation)
         sheet.paste(picture.resize((width * scale, height * scale), Image.Resampling.NEAREST))
         font, end = ImageFont.load_default(TYPE), "exact" if frame.exact else f"{rate:.3g} bpp"
         line = f"{frame.size} bytes  {end}"

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import DATA, load_picture
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 import diffcodec
 from diffcodec.cli import main
 from diffcodec.errors import DataError, FormatError
+from diffcodec.image import Metadata, from_array, orientation_exif
 from diffcodec.model import Model
 from diffcodec.quality import psnr
 from diffcodec.viewer import Frame, animation, frames, page
@@ -130,6 +132,33 @@ def test_the_page_holds_everything(content: bytes, shown: list[Frame], bird: np.
     facts = json.loads(found.facts)
     assert [row["bytes"] for row in facts["layers"]] == [frame.size for frame in shown]
     assert facts["size"] == len(content)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_shown_upright(shown: list[Frame], orientation: int) -> None:
+    """As Pillow turns a file with this EXIF."""
+    turned = [
+        replace(frame, pixels=frame.pixels[:24], orientation=orientation) for frame in shown[-2:]
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(turned[0].pixels).save(stream, "PNG", exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(stream))
+    assert wanted
+    image, _, original = Page(page("turned", b"", turned)).all("img")
+    np.testing.assert_array_equal(picture_of(image), np.asarray(wanted))
+    size = (str(wanted.width), str(wanted.height))
+    assert (image["width"], image["height"]) == size == (original["width"], original["height"])
+    with Image.open(io.BytesIO(animation(turned))) as gif:
+        scale = 256 // 32
+        assert gif.size == (wanted.width * scale, wanted.height * scale + 18)
+
+
+def test_the_orientation_comes_from_the_file(exact_tiny: Model, bird: np.ndarray) -> None:
+    picture = replace(from_array(bird[:16, :8]), metadata=Metadata(exif=orientation_exif(6)))
+    content = diffcodec.encode(picture, model=exact_tiny, effort=1, stop_t=100)
+    assert {frame.orientation for frame in frames(content, exact_tiny)} == {6}
 
 
 def test_a_cut_file_has_no_original(content: bytes, exact_tiny: Model) -> None:
