@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the main job, `make test` passes the tests.
+# `make demo` runs the main job, `make test` passes the tests, `make docs` builds the site.
 # Each sets up its own virtual environment in .venv (Python >= 3.11).
 
 PYTHON ?= python3

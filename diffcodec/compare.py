@@ -173,7 +173,8 @@ def contact_sheet(pixels: U8, groups: list[Group], crop: tuple[int, int, int] | 
     if not (0 <= left <= wide - side and 0 <= top <= high - side):
         raise DataError(f"the crop {left},{top},{side} is not inside the {wide}×{high} picture")
     scale = max(1, CELL // side)
-    names = list(dict.fromkeys(entry.codec for group in lossy for entry in group.entries))
+    # In the order of the largest files, which are hardly missing.
+    names = list(dict.fromkeys(entry.codec for group in lossy[::-1] for entry in group.entries))
     cell = side * scale
     width = MARGIN + (len(names) + 1) * (cell + MARGIN)
     row = cell + HEAD + MARGIN
