@@ -67,9 +67,13 @@ PARTS = (
     Part("photos", "kodak", "photo", 3, 24, PHOTO_RATES),
     Part("small-other-model", "cifar10", "photo", 5, 16, (), peers=False),
     Part("photos-other-model", "kodak", "cifar10", 3, 2, (), peers=False),
+    Part("budgerigar", "budgerigar", "photo", 3, 1, (), peers=False),
+    Part("budgerigar-other-model", "budgerigar", "cifar10", 4, 1, (), peers=False),
 )
-QUICK = {"small": 8, "photos": 1, "small-other-model": 4, "photos-other-model": 0}
-"""Pictures of each part with --quick."""
+QUICK = {"small": 8, "photos": 1, "small-other-model": 4}
+"""Pictures of each part with --quick; none of the other parts."""
+
+BUDGERIGAR = Path(__file__).resolve().parent.parent / "tests" / "data" / "budgerigar.png"
 
 
 def peers_of(pixels: U8, rates: tuple[float, ...]) -> dict[str, Any]:
@@ -185,6 +189,7 @@ def summary(part: Part, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "exact": sum(r["exact"] for r in reports),
         "model": part.model,
         "effort": part.effort,
+        "bytes": _mean([r["bytes"] for r in reports]),
         "codecs": codecs,
         "ideal_pictures": len(ideal),
         "ideal_bpd": _mean([r["ideal_bpd"] for r in ideal]),
@@ -303,7 +308,7 @@ def show(name: str, result: dict[str, Any]) -> None:
     skipped = {"codecs", "pictures", "exact", "ideal_curve"}
     for key, value in result.items():
         if key not in skipped and value is not None:
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
             click.echo(f"{key.replace('_', ' ')}: {text}")
 
 
@@ -322,9 +327,10 @@ def main(
     data = {name: load_images([path]) for name, path in given.items() if path}
     if not data:
         raise click.UsageError("give --cifar10, --kodak or both")
+    data["budgerigar"] = load_images([BUDGERIGAR])
     results: dict[str, Any] = {"versions": versions(), "parts": {}}
     for part in PARTS:
-        pictures = data.get(part.data, [])[: QUICK[part.name] if quick else None][:limit]
+        pictures = data.get(part.data, [])[: QUICK.get(part.name, 0) if quick else None][:limit]
         if not pictures:
             continue
         # Compilation of the search and of the tables is no part of any picture's time.
