@@ -7,7 +7,7 @@ diffcodec.decode(data).pixels              # the original, exactly
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffcodec.errors import DataError, DiffcodecError, FormatError, ModelError
 
@@ -32,15 +32,22 @@ __all__ = [
     "truncate",
 ]
 
-_HOMES = dict.fromkeys(
-    ("Decoded", "decode", "decode_batch", "encode", "encode_batch", "truncate"), "diffcodec.api"
-) | dict.fromkeys(("default_model", "load_model"), "diffcodec.registry")
+_HOMES = {"default_model": "registry", "load_model": "registry"}
+"""Modules of the names that are not in ``api``."""
 
 
-def __getattr__(name: str) -> object:
-    """Load what needs PyTorch when it is first used, so that the command line starts at once."""
-    if name == "api":
-        return import_module("diffcodec.api")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'diffcodec' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # a type checker would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        """The names of ``__all__`` when they are first used: PyTorch takes seconds to import."""
+        if name == "api":
+            return import_module("diffcodec.api")
+        if name not in __all__:
+            raise AttributeError(f"module 'diffcodec' has no attribute '{name}'")
+        found = getattr(import_module(f"diffcodec.{_HOMES.get(name, 'api')}"), name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,10 @@ a model that is trained further.  A model that is not listed is named by its fin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = "config.json"
+"""In the folder of every model."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,16 @@ def number_of(fingerprint: bytes) -> int | None:
     """The number of the model with this fingerprint, if it is listed."""
     found = (n for n, entry in CATALOGUE.items() if entry.fingerprint == fingerprint)
     return next(found, None)
+
+
+def models_folder() -> Path:
+    """The shipped models: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with diffcodec."""
+    folder = models_folder()
+    return sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))

@@ -27,8 +27,8 @@ from diffcodec.model import Model
 from diffcodec.plans import Plan
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
-from diffcodec.reverse import evaluate, predict_x0, start
-from diffcodec.steps import Cut, Settings, Step, receive_step
+from diffcodec.reverse import evaluate, predict_x0, start, to_levels
+from diffcodec.steps import Cut, Final, Settings, Step, receive_step
 from diffcodec.tables import OCTAVE, Y_UNIT
 
 PREVIEW_BPP = 0.1
@@ -43,7 +43,8 @@ class LayerReport:
     """One coded step or the final layer.
 
     t: timestep reached; noise_levels: noise of x_t in levels; real_bits: payload without
-    framing; ideal_bits; noise_ratio: E[(y − d)²]; psnr, rmse: of x̂_0 after the layer.
+    framing; ideal_bits; noise_ratio: E[(y − d)²]; psnr, rmse: of x̂_0 after the layer;
+    ideal_rmse: the same on the ideal channel's own path.
     """
 
     t: int
@@ -53,6 +54,7 @@ class LayerReport:
     noise_ratio: float
     psnr: float
     rmse: float
+    ideal_rmse: float
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ class ImageReport:
 
 
 def ideal_chain(
-    model: Model, picture: Picture, plan: Plan, rng: np.random.Generator
+    model: Model,
+    picture: Picture,
+    plan: Plan,
+    rng: np.random.Generator,
+    watch: Callable[[U8], None] | None = None,
 ) -> list[float]:
-    """Ideal bits of every step of the plan, then of the final layer (see the module)."""
+    """Ideal bits of every step of the plan, then of the final layer (see the module).
+
+    watch is called with x̂_0, levels uint8 [3, H, W], after every step, on the chain's own path.
+    """
     settings = Settings(plan, picture.height, picture.width, grey=picture.grey)
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
-    bits = []
+    bits: list[float] = []
     for a, b in plan.steps:
         step, total = Step(model, x, a, b, picture.grey), 0.0
         for rows in settings.bands:
@@ -99,10 +108,15 @@ def ideal_chain(
             total += float(np.sum(kl if p.mute is None else kl[~p.mute]))
             y = d + rng.standard_normal(d.shape)
             step.move(rows, p, np.rint(y * (1 << Y_UNIT)).astype(np.int64))
+        if watch and bits:
+            watch(step.shown)  # of x_a, where the step before arrived
         x = step.arrive()
         bits.append(total)
     out = evaluate(model, x, 1)
-    means = (predict_x0(model, x, 1, out, picture.grey) + 1.0) * 127.5
+    x0_hat = predict_x0(model, x, 1, out, picture.grey)
+    if watch:
+        watch(to_levels(x0_hat))
+    means = (x0_hat + 1.0) * 127.5
     scale = np.exp2((out.scale_index.astype(np.int64) + model.schedule.sigma_index(1)) / OCTAVE)
     coefs = out.coefs / COEF_UNIT
     neighbours = model.neighbours / NEIGHBOUR_UNIT
@@ -136,10 +150,15 @@ def evaluate_picture(
     finished = time.perf_counter()
     area = picture.width * picture.height
     preview = _preview_seconds(content, int(PREVIEW_BPP * area / 8), model)
-    bound = [math.nan] * (len(plan.steps) + 1)
+    bound, errors = [math.nan] * (len(plan.steps) + 1), [math.nan] * len(plan.steps)
     if ideal:
-        bound = ideal_chain(model, picture, plan, np.random.default_rng(ideal_seed))
-    layers = _layer_reports(model, picture, sent, bound)
+        rng, errors = np.random.default_rng(ideal_seed), []
+
+        def watch(levels: U8) -> None:
+            errors.append(rmse(levels, picture.levels))
+
+        bound = ideal_chain(model, picture, plan, rng, watch)
+    layers = _layer_reports(model, picture, sent, bound, errors)
     contents = parse(content, model)
     payload = sum(len(layer.code) for layer in contents.layers)
     sizes = {f"{rate:g}": int(rate * area / 8) for rate in rates}
@@ -186,6 +205,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
         return [decode(content[:size], model=model).pixels for size in sizes]
     settings = Settings(header.plan, header.height, header.width, header.seed, header.grey)
     x = start(header.plan.timesteps[0], header.seed, header.height, header.width)
+    grey = header.grey and not header.planes
     found: dict[int, U8] = {}
     for layer, (a, b) in zip(layers, header.plan.steps, strict=False):
         if all(size < layer.start for size in sizes):
@@ -196,9 +216,16 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
             if layer.start <= size < layer.end and size > payload:
                 part = step.copy()
                 receive_step(part, Cut(layer.code[: size - payload]), settings)
-                found[size] = to_array(mean(model, part.x, b, settings)[0], header.grey)
+                found[size] = to_array(mean(model, part.x, b, settings)[0], grey)
+        if not layer.whole:
+            break
         receive_step(step, Cut(layer.code), settings)
         x = step.arrive()
+        if layer.end in sizes:
+            whole = (
+                mean(model, x.copy(), b, settings)[0] if b > 1 else Final(model, x, settings).shown
+            )
+            found[layer.end] = to_array(whole, grey)
     return [
         found[size] if size in found else decode(content[:size], model=model).pixels
         for size in sizes
@@ -206,7 +233,11 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
 
 
 def _layer_reports(
-    model: Model, picture: Picture, sent: list[SentLayer], ideal: list[float]
+    model: Model,
+    picture: Picture,
+    sent: list[SentLayer],
+    ideal: list[float],
+    ideal_rmse: list[float],
 ) -> list[LayerReport]:
     steps = len(ideal) - 1
     rows = []
@@ -222,10 +253,11 @@ def _layer_reports(
                 noise_ratio=layer.noise_ratio,
                 psnr=psnr(shown, picture.levels),
                 rmse=rmse(shown, picture.levels),
+                ideal_rmse=ideal_rmse[number],
             )
         )
     final = sum(8 * len(layer.code) for layer in sent[steps:])
-    rows.append(LayerReport(0, 0.0, final, ideal[-1], 1.0, math.inf, 0.0))
+    rows.append(LayerReport(0, 0.0, final, ideal[-1], 1.0, math.inf, 0.0, 0.0))
     return rows
 
 
@@ -251,6 +283,7 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
                 "noise_ratio": float(np.mean([c.noise_ratio for c in column])),
                 "psnr": float(np.mean([c.psnr for c in column])),
                 "rmse": float(np.mean([c.rmse for c in column])),
+                "ideal_rmse": float(np.mean([c.ideal_rmse for c in column])),
             }
         )
     step_real = sum(r.real_bits for i in reports for r in i.layers[:-1])

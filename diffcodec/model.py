@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffcodec.calibrated import CalibratedUNet, plan_at
+from diffcodec.catalogue import CONFIG as CONFIG
 from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
 from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
@@ -48,7 +49,6 @@ from diffcodec.transform import BANDS, BLOCK
 UNET = "unet"
 """Kind of a model whose network is one of the paper's; the codec's own has none."""
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EXACT = "exact.safetensors"
 CALIBRATION = "calibration.safetensors"

@@ -6,27 +6,16 @@ from functools import cache
 from pathlib import Path
 
 from diffcodec.catalogue import CATALOGUE, number_of
+from diffcodec.catalogue import models_folder as models_folder
+from diffcodec.catalogue import shipped as shipped
 from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.store import read_process
 from diffcodec.errors import ModelError
-from diffcodec.model import CONFIG, Model, read_model
+from diffcodec.model import Model, read_model
 from diffcodec.plans import SMALL_PIXELS
 
 SMALL, LARGE = "cifar10", "photo"
 """The models for pictures up to, and beyond, plans.SMALL_PIXELS."""
-
-
-def models_folder() -> Path:
-    """The shipped models: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
-    inside = package / "models"
-    return inside if inside.is_dir() else package.parent / "models"
-
-
-def shipped() -> list[str]:
-    """Names of the models that come with diffcodec."""
-    folder = models_folder()
-    return sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
 
 
 @cache

@@ -9,6 +9,7 @@ import pytest
 from conftest import load_picture, round_trip
 
 import diffcodec
+from diffcodec.api import parse
 from diffcodec.evaluate import evaluate_picture, ideal_chain, shown_at, summarise, to_dict
 from diffcodec.image import from_array
 from diffcodec.model import Model
@@ -99,5 +100,32 @@ def test_cuts_of_one_pass_are_the_cuts_of_a_decoder() -> None:
     pixels = load_picture("budgerigar.png")[100:157, 150:230]
     content = diffcodec.encode(pixels, model=model, effort=1, max_bytes=2000)
     sizes = [20, 60, 300, 900, 901, 1700, 2000]
+    for size, shown in zip(sizes, shown_at(content, sizes, model), strict=True):
+        np.testing.assert_array_equal(shown, diffcodec.decode(content[:size]).pixels)
+
+
+def test_the_ideal_path_has_its_own_error(tiny: Model, bird: np.ndarray) -> None:
+    """One picture after every step; with other noise on the way, another error."""
+    report = evaluate_picture("x", bird[:16, :16], tiny, effort=1)
+    for layer in report.layers[:-1]:
+        assert 0 < layer.ideal_rmse < 128
+        assert layer.ideal_rmse != layer.rmse
+    without = evaluate_picture("x", bird[:16, :16], tiny, effort=1, ideal=False)
+    assert all(math.isnan(layer.ideal_rmse) for layer in without.layers[:-1])
+
+
+def test_grey_pictures_in_three_planes_can_be_cut(tiny: Model, bird: np.ndarray) -> None:
+    grey = np.repeat(bird[:16, :16, 1:2], 3, axis=2)
+    report = evaluate_picture("x", grey, tiny, effort=1, rates=(1.0,), ideal=False)
+    assert report.exact
+    assert report.psnr_at_bpp["1"] > 0
+
+
+def test_the_end_of_a_layer_is_what_a_decoder_shows() -> None:
+    model = load_model("photo")
+    pixels = np.tile(load_picture("budgerigar-32.png")[:8], (1, 17, 1))
+    content = diffcodec.encode(pixels, model=model, effort=1, stop_t=1)
+    ends = [layer.end for layer in parse(content).layers]
+    sizes = [ends[0], ends[7], ends[-1]]
     for size, shown in zip(sizes, shown_at(content, sizes, model), strict=True):
         np.testing.assert_array_equal(shown, diffcodec.decode(content[:size]).pixels)

@@ -4,65 +4,22 @@
 
 JPEG 2000 is one lossless file (5/3, RCT) with a quality layer for every rate, read up to that
 layer.  JPEG is progressive, 4:4:4, a separate file for every rate: the largest quality that
-fits.  Sizes are whole files.
+fits.  Sizes are whole files.  ``diffcodec compare`` measures more formats on one picture.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 from PIL import Image, features
 
 from diffcodec.data import load_images
-from diffcodec.quality import U8, psnr
+from diffcodec.peers import PEERS, embedded_jpeg_2000, lossless_entry, lossy_entry
+from diffcodec.quality import psnr
 
-
-def written(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The file Pillow writes."""
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def jpeg_2000(image: Image.Image, rates: list[float]) -> tuple[bytes, list[U8]]:
-    """One lossless file and what it shows at each of ``rates`` (ascending bpp)."""
-    layers = [24.0 / rate for rate in rates]
-    content = written(
-        image,
-        "JPEG2000",
-        irreversible=False,
-        mct=1,
-        quality_mode="rates",
-        quality_layers=[*layers, 1],
-    )
-    shown = []
-    for number in range(1, len(rates) + 1):
-        with Image.open(io.BytesIO(content)) as part:
-            tile = part.tile[0]  # Pillow heeds ``layers`` only together with ``reduce``
-            part.tile = [tile._replace(args=(tile.args[0], 0, number, *tile.args[3:]))]
-            shown.append(np.asarray(part.convert("RGB")))
-    return content, shown
-
-
-def jpeg(image: Image.Image, size: int) -> bytes | None:
-    """The progressive JPEG of the highest quality that takes at most ``size`` bytes."""
-    best = None
-    low, high = 1, 100
-    while low <= high:
-        quality = (low + high) // 2
-        content = written(
-            image, "JPEG", quality=quality, subsampling=0, progressive=True, optimize=True
-        )
-        if len(content) <= size:
-            best, low = content, quality + 1
-        else:
-            high = quality - 1
-    return best
+EXACT = ("PNG", "WebP")
 
 
 @click.command()
@@ -72,27 +29,20 @@ def jpeg(image: Image.Image, size: int) -> bytes | None:
 def main(data: Path, limit: int | None, rates: str) -> None:
     """Print mean lossless sizes and mean PSNR at each rate."""
     cuts = [float(rate) for rate in rates.split(",")]
-    lossless: dict[str, Callable[[Image.Image], bytes]] = {
-        "PNG": lambda image: written(image, "PNG", optimize=True),
-        "WebP": lambda image: written(image, "WEBP", lossless=True, quality=100, method=6),
-    }
-    sizes: dict[str, list[float]] = {name: [] for name in [*lossless, "JPEG 2000"]}
+    peers = {peer.name: peer for peer in PEERS}
+    sizes: dict[str, list[float]] = {name: [] for name in [*EXACT, "JPEG 2000"]}
     quality: dict[str, list[list[float]]] = {"JPEG 2000, one file": [], "JPEG, a file each": []}
     for pixels in load_images([data])[:limit]:
         image = Image.fromarray(pixels)
-        for name, write in lossless.items():
-            sizes[name].append(8 * len(write(image)) / pixels.size)
-        whole, shown = jpeg_2000(image, cuts)
+        for name in EXACT:
+            exact = lossless_entry(peers[name], image)
+            sizes[name].append(8 * exact.size / pixels.size if exact else float("nan"))
+        whole, shown = embedded_jpeg_2000(image, cuts)
         sizes["JPEG 2000"].append(8 * len(whole) / pixels.size)
         quality["JPEG 2000, one file"].append([psnr(part, pixels) for part in shown])
-        row = []
-        for rate in cuts:
-            content = jpeg(image, int(rate * pixels.shape[0] * pixels.shape[1] / 8))
-            if content is None:
-                row.append(float("nan"))
-                continue
-            with Image.open(io.BytesIO(content)) as part:
-                row.append(psnr(np.asarray(part), pixels))
+        limits = [int(rate * pixels.shape[0] * pixels.shape[1] / 8) for rate in cuts]
+        files = [lossy_entry(peers["JPEG"], image, limit) for limit in limits]
+        row = [psnr(file.shown, pixels) if file else float("nan") for file in files]
         quality["JPEG, a file each"].append(row)
     click.echo(f"Pillow {Image.__version__}, OpenJPEG {features.version('jpg_2000')}")
     for name, found in sizes.items():

@@ -7,5 +7,6 @@ from diffcodec.cli import evaluation as evaluation
 from diffcodec.cli import files as files
 from diffcodec.cli import models as models
 from diffcodec.cli import sampling as sampling
+from diffcodec.cli import show as show
 from diffcodec.cli import training as training
 from diffcodec.cli.base import main as main

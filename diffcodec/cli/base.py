@@ -12,7 +12,6 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from diffcodec import __version__
 from diffcodec.allocator import keep_freed_memory
 from diffcodec.errors import DiffcodecError
 
@@ -95,8 +94,26 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
+def _show_versions(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    """Of ``--version``: print what matters to files and stop."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from diffcodec.versions import versions
+
+    for name, value in versions().items():
+        click.echo(f"{name} {value}")
+    ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_versions,
+    help="Show the versions that matter and exit.",
+)
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Progressive image codec, lossy to lossless, built on a diffusion model.
