@@ -13,7 +13,7 @@ def require_matplotlib(suffix: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
-        raise DiffcodecError("plots need matplotlib: pip install 'diffcodec[plot]'") from e
+        raise DiffcodecError("plots need matplotlib: pip install 'diffcodec[plots]'") from e
     if suffix.removeprefix(".") not in Figure().canvas.get_supported_filetypes():
         raise DataError(f"cannot write plots of type '{suffix}'; use .png")
 
