@@ -174,7 +174,6 @@ class Model:
             codes = codes | {f"calibration.{k}": v for k, v in calibration.items()}
         self.fingerprint = _fingerprint(config, codes)[:FINGERPRINT_BYTES]
         tensors = exact or calibration or {}
-        check_neighbours(tensors)
         self.neighbours = tensors[NEIGHBOURS].numpy() if NEIGHBOURS in tensors else NO_NEIGHBOURS
 
     @property
@@ -279,6 +278,7 @@ def _calibrated(
             "calibrate"
         )
     assert isinstance(config.network, UNetConfig)
+    check_neighbours(calibration)
     with torch.device("meta"):  # no initial weights: they would take longer than all else
         network = UNet(config.network)
     check_weights(network, weights, half=False)

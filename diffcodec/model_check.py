@@ -109,6 +109,7 @@ def check_exact(network: CodecUNet, exact: dict[str, Tensor]) -> None:
         if exact[name].dtype != dtype:
             raise _unfit(f"{name} holds {exact[name].dtype} instead of {dtype}")
         _check_shape(name, exact[name], shape)
+    check_neighbours(exact)
 
 
 def check_neighbours(tensors: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -224,8 +225,10 @@ def test_only_what_is_a_calibration_is_accepted(folder: Path) -> None:
 
 
 def test_nonsense_is_not_coded(folder: Path, bird: np.ndarray) -> None:
-    broken = {k: v * float("nan") for k, v in weights().items()}
-    model = Model(CONFIG, broken, calibration=load_file(folder / CALIBRATION))
+    calibration = load_file(folder / CALIBRATION)
+    with pytest.raises(ModelError, match="not finite"):
+        Model(CONFIG, {k: v * math.nan for k, v in weights().items()}, calibration=calibration)
+    model = Model(CONFIG, {k: v * 1e30 for k, v in weights().items()}, calibration=calibration)
     with pytest.raises(ModelError, match="not finite"):
         diffcodec.encode(bird, model=model)
 

@@ -176,7 +176,9 @@ def test_a_batch_in_parts_is_the_whole_batch(
     whole, split = after(config, images, 3), after(config, images, 3, accumulate=parts)
     start = after(config, images, 0)
     assert (whole - start).abs().max() > 3e-4
-    torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+    # Muon orthogonalises in bfloat16, where the last bits of a gradient count for more.
+    tolerance = 1e-4 if config.objective == "coding" else 1e-5
+    torch.testing.assert_close(split, whole, rtol=0, atol=tolerance)
 
 
 def test_what_is_drawn_for_a_picture_depends_on_its_place_only() -> None:
