@@ -17,6 +17,7 @@ from pathlib import Path
 from diffcodec import api, chunks, extras
 from diffcodec.api import Decoded
 from diffcodec.container import MAGIC, Header, Layer, LayerReader, check_pixels, read_header
+from diffcodec.contents import model_for
 from diffcodec.errors import DataError, FormatError
 from diffcodec.files import STANDARD
 from diffcodec.model import Model
@@ -133,7 +134,7 @@ def follow(
     """
     header, start = _read_header(feed)
     check_pixels(header, max_pixels)
-    model = api.model_for(header, model)
+    model = model_for(header, model)
     while header.chunks:
         try:
             chunks.read_block(feed.content, start)
