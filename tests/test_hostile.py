@@ -517,7 +517,7 @@ def test_a_file_without_its_model_says_which_it_needs_and_how_to_give_it(
     with pytest.raises(ModelError, match=r"'golden' with fingerprint [0-9a-f]{6}.*--model"):
         diffcodec.decode(coded["8x8"])
     listed = Header(8, 8, diffcodec.load_model("photo").fingerprint, PLANS[3]).encode()
-    monkeypatch.setattr("diffcodec.registry.models_folder", lambda: tmp_path)
+    monkeypatch.setattr("diffcodec.catalogue.models_folder", lambda: tmp_path)
     with pytest.raises(ModelError, match=r"'photo' with fingerprint d75b61.*not inst.*--model"):
         diffcodec.decode(listed)
 
