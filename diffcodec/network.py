@@ -38,6 +38,14 @@ LARGEST = {"channels": 4096, "blocks": 64, "embedding": 4096}
 """No network is larger: a configuration that is wrong is not to take hours or all memory."""
 
 
+def known_settings(config: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` of JSON as arguments of a configuration; unknown keys raise ValueError."""
+    unknown = set(values) - {f.name for f in fields(config)}
+    if unknown:
+        raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Shape of a :class:`CodecUNet`.
@@ -79,13 +87,7 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
         """Rebuild from :meth:`to_dict` (or JSON); unknown keys raise ValueError."""
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
-        fixed: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**fixed)
+        return cls(**known_settings(cls, values))
 
 
 class Prediction(NamedTuple):

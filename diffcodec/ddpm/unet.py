@@ -8,12 +8,14 @@ branch starts at zero.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffcodec.network import known_settings
 
 NORM_EPS = 1e-6
 
@@ -77,13 +79,7 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
         """Rebuild from :meth:`to_dict` (or JSON); unknown keys raise ValueError."""
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown network settings: {', '.join(sorted(unknown))}")
-        fixed: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**fixed)
+        return cls(**known_settings(cls, values))
 
 
 CONFIGS: dict[str, UNetConfig] = {
