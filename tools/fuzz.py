@@ -285,7 +285,7 @@ def main(target: str, count: int, seed: int, coverage: bool, details: bool, out:
         import atheris
 
         with atheris.instrument_imports(include=["diffcodec"], exclude=COMPILED):
-            import diffcodec  # noqa: F401
+            import diffcodec.api  # noqa: F401
     import torch
     from mutations import GOLDEN, Mutator, coded_pictures, golden_seeds, made_up_seeds
     from mutations import seed as as_seed
