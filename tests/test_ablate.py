@@ -82,8 +82,8 @@ def test_a_run_prints_base_and_changes(folder: Path) -> None:
     lines = found.output.splitlines()
     first = {line.split(" | ")[0]: line.split(" | ") for line in lines[2:5]}
     assert list(first) == ["| base", "| eta=160", "| arithmetic=float"]
-    assert first["| base"][2] == "+0.00 %"
-    assert float(first["| eta=160"][3]) > float(first["| base"][3])  # more rate, more step bits
+    assert first["| base"][3] == "+0.00 %"
+    assert float(first["| eta=160"][4]) > float(first["| base"][4])  # more rate, more step bits
     assert sum(line.startswith("| 0 ") for line in lines) == 3  # a final layer in every table
 
 
