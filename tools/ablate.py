@@ -16,8 +16,9 @@ Changes, each against the same base:
 Every picture is encoded, decoded and compared; a file that does not come back ends the run.
 Bytes are of whole files.  A plan that has no number, as any with another η, is written out in the
 header; in a small picture that takes more than most changes do, and dB of a cut file suffer from
-it too, so changes are compared by the bytes that are neither header nor framing.  Ideal bits are those of exact samples on their own path (see
-diffcodec/evaluate.py).  Seconds are medians on whatever else the machine does meanwhile.
+it too, so changes are compared by the bytes that are neither header nor framing.  Ideal bits are
+those of exact samples on their own path (see diffcodec/evaluate.py).  Seconds are medians of
+wall time.
 """
 
 from __future__ import annotations
