@@ -271,6 +271,20 @@ HEAD_BYTES = 16
 """Where a segment's head says how long the segment is, it has said so within these."""
 
 
+def segment_head(code: bytes, n: int) -> tuple[int, int]:
+    """(scale j, corrected coefficients) of a whole segment of n coefficients, for study.
+
+    Nothing is said by a segment without a code: (0, 0).
+    """
+    if not code:
+        return 0, 0
+    reader = BitReader(code)
+    scale, escapes = _read_head(reader, n)
+    if escapes is None:
+        return scale, 0
+    return scale, int(np.count_nonzero(decode_escapes(reader.read_bytes(escapes), n)))
+
+
 def segment_size(
     code: bytes, s_index: I64, *, eta: int, mute: NDArray[np.bool_] | None = None
 ) -> int:

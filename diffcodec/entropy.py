@@ -55,9 +55,9 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = RangeEncoder()
 
-    def encode(self, symbols: I64, model: SymbolModel) -> None:
-        """Append symbols that share one model."""
-        self._coder.encode(np.ascontiguousarray(symbols, dtype=np.int32), model)
+    def encode(self, symbols: I64, model: SymbolModel, *parameters: F64) -> None:
+        """Append symbols of one model, or of a family with an array of each of its parameters."""
+        self._coder.encode(np.ascontiguousarray(symbols, dtype=np.int32), model, *parameters)
 
     def getvalue(self) -> bytes:
         """The shortest code that the decoder, which reads zeros after its end, takes for ours."""
@@ -81,10 +81,14 @@ class Decoder:
         padded = code + bytes(-len(code) % 4 + 8)
         self._coder = RangeDecoder(np.frombuffer(padded, dtype=">u4").astype(np.uint32))
 
-    def decode(self, count: int, model: SymbolModel) -> I64:
-        """The next ``count`` symbols that share one model; FormatError on impossible bytes."""
+    def decode(self, count: int, model: SymbolModel, *parameters: F64) -> I64:
+        """The next ``count`` symbols of one model, or of a family with arrays of its parameters.
+
+        FormatError on impossible bytes.
+        """
         try:
-            return np.asarray(self._coder.decode(model, count), dtype=np.int64)
+            found = self._coder.decode(model, *(parameters or (count,)))
+            return np.asarray(found, dtype=np.int64)
         except (AssertionError, ValueError) as e:
             raise FormatError(f"entropy-coded data is damaged ({e})") from e
 

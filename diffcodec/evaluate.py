@@ -134,17 +134,26 @@ def evaluate_picture(
     rates: tuple[float, ...] = (),
     ideal: bool = True,
     ideal_seed: int = 0,
+    plan: Plan | None = None,
+    watch_layer: Callable[[SentLayer], None] | None = None,
 ) -> ImageReport:
     """Encode and decode one picture uint8 [H, W, 3] or [H, W] and report on everything.
 
     rates: bpp at which the one file is cut and decoded.  Without ``ideal`` what it takes to
-    compare with the ideal channel is not computed and NaN.
+    compare with the ideal channel is not computed and NaN.  plan: the model's own by default;
+    ``watch_layer`` sees every layer as it is sent.
     """
     picture = from_array(pixels)
-    plan = model.plan
+    plan = plan or model.plan
     sent: list[SentLayer] = []
+
+    def keep(layer: SentLayer) -> None:
+        sent.append(layer)
+        if watch_layer:
+            watch_layer(layer)
+
     started = time.perf_counter()
-    content = encode(picture, model=model, effort=effort, seed=seed, watch=sent.append)
+    content = encode(picture, model=model, effort=effort, seed=seed, plan=plan, watch=keep)
     encoded = time.perf_counter()
     decoded = decode(content, model=model)
     finished = time.perf_counter()
