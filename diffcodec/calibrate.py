@@ -19,12 +19,13 @@ from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.store import make_process
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import ModelError
-from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX, X_UNIT, quantize
+from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX, X_UNIT
 from diffcodec.final_layer import fit_neighbours
 from diffcodec.model import Model, ModelConfig
 from diffcodec.model_check import NEIGHBOUR_MAX, NEIGHBOURS
 from diffcodec.objective import block_transform
 from diffcodec.plans import PLANS
+from diffcodec.quantize import quantize
 from diffcodec.reverse import evaluate, final_distribution
 from diffcodec.transform import BANDS, BLOCK
 
@@ -43,7 +44,7 @@ def exact_tensors(
     """The integer network for the model's plan and the final layer's weights of neighbours.
 
     images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set; weight_max: see
-    diffcodec.exact.quantize.
+    diffcodec.quantize.quantize.
     """
     timesteps = list(model.plan.timesteps)
     generator = torch.Generator().manual_seed(seed)

@@ -145,7 +145,7 @@ class Model:
 
     Attributes: config, schedule, fingerprint, neighbours (int64 [3, 6], of the final layer; see
     final_layer.py).
-    With integer tensors ``exact`` (from :func:`diffcodec.exact.quantize`) coding uses these and
+    With integer tensors ``exact`` (from :func:`diffcodec.quantize.quantize`) coding uses these and
     the fingerprint is theirs; without, coding is in floating point.  A U-Net of the paper codes
     with a ``calibration`` (from :func:`diffcodec.calibrate.calibrate`), in floating point.
     """

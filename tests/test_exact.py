@@ -17,8 +17,9 @@ from torch import Tensor
 
 from diffcodec import exact, int8
 from diffcodec.errors import ModelError
-from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers, quantize
+from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers
 from diffcodec.network import CodecUNet, NetworkConfig
+from diffcodec.quantize import quantize
 from diffcodec.schedule import Schedule
 
 TIMES = [400, 60, 5, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -126,3 +128,18 @@ def main(ctx: click.Context) -> None:
     """
     heed_signals(ctx)
     keep_freed_memory()
+
+
+def size_limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:
+    """The size limit in bytes; UsageError if both kinds are given."""
+    if bpp is not None and max_bytes is not None:
+        raise click.UsageError("give --bpp or a number of bytes, not both")
+    if bpp is not None and not math.isfinite(bpp):
+        raise click.UsageError(f"--bpp must be a number of bits, not {bpp}")
+    return int(bpp * area / 8) if bpp is not None else max_bytes
+
+
+def max_pixels_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that limits the size of pictures; default: what holds without it."""
+    text = f"Refuse larger pictures.  [default: {default}]"
+    return click.option("--max-pixels", type=click.IntRange(1), help=text)

@@ -1,33 +1,29 @@
-"""Commands on pictures and files: encode, decode, truncate, info."""
+"""Between pictures and files: encode, decode."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from diffcodec.batch import Outcome, Result, Worker, collect, is_many, run_jobs
-from diffcodec.cli.base import DAMAGED, PATH, Progress, T, main
+from diffcodec.cli.base import (
+    DAMAGED,
+    PATH,
+    Progress,
+    T,
+    main,
+    max_pixels_option,
+    size_limit,
+)
 from diffcodec.errors import DamageError, DataError, DiffcodecError, FormatError
 from diffcodec.files import STANDARD, make_folder
 from diffcodec.plans import EFFORTS
-
-
-def _limit(bpp: float | None, max_bytes: int | None, area: int) -> int | None:
-    """The size limit in bytes; UsageError if both kinds are given."""
-    if bpp is not None and max_bytes is not None:
-        raise click.UsageError("give --bpp or a number of bytes, not both")
-    if bpp is not None and not math.isfinite(bpp):
-        raise click.UsageError(f"--bpp must be a number of bits, not {bpp}")
-    return int(bpp * area / 8) if bpp is not None else max_bytes
 
 
 def _result(size: int, area: int, values: int, seconds: float) -> str:
@@ -103,12 +99,6 @@ def _single_target(source: Path, output: Path | None, suffix: str) -> Path:
     if output is None and source == STANDARD:
         raise click.UsageError("standard input needs -o FILE, or -o - for standard output")
     return output or source.with_suffix(suffix)
-
-
-def _max_pixels(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option that limits the size of pictures; default: what holds without it."""
-    text = f"Refuse larger pictures.  [default: {default}]"
-    return click.option("--max-pixels", type=click.IntRange(1), help=text)
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -187,7 +177,7 @@ def encode(
     from diffcodec import registry
     from diffcodec.data import IMAGE_SUFFIXES
 
-    _limit(bpp, max_bytes, 1)  # impossible for every picture?
+    size_limit(bpp, max_bytes, 1)  # impossible for every picture?
     settings = EncodeSettings(model, stop_t, bpp, max_bytes, target_psnr, effort, seed, strip)
     if is_many(sources):
         if model:
@@ -230,7 +220,7 @@ def _encode_file(
         effort=settings.effort,
         seed=settings.seed,
         stop_t=settings.stop_t or 0,
-        max_bytes=_limit(settings.bpp, settings.max_bytes, area),
+        max_bytes=size_limit(settings.bpp, settings.max_bytes, area),
         target_psnr=settings.target_psnr,
         progress=progress,
     )
@@ -280,7 +270,7 @@ class DecodeSettings:
     show_default=True,
     help="Of --follow: seconds without growth after which a file counts as ended.",
 )
-@_max_pixels(
+@max_pixels_option(
     "178956970; 4194304 if less than a byte for 4096 pixels is there and the file is not complete"
 )
 @_many_options
@@ -411,78 +401,3 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
     result = _result(len(content), area, area * decoded.colours, time.perf_counter() - begun)
     line, damaged = f"{target}: {quality}, {result}", decoded.damage is not None
     return Result(line, len(content), area, tuple(notes), damaged)
-
-
-@main.command()
-@click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True)
-@click.option("--bytes", "max_bytes", type=click.IntRange(1), help="Keep this many bytes.")
-@click.option("--bpp", type=click.FloatRange(0, min_open=True), help="Keep this many bits/pixel.")
-@click.option("--stop-t", type=T, help="Keep layers down to the smallest timestep >= T.")
-@click.option("--model", help="Folder of the model the file was written with.")
-def truncate(
-    source: Path,
-    output: Path,
-    max_bytes: int | None,
-    bpp: float | None,
-    stop_t: int | None,
-    model: str | None,
-) -> None:
-    """Cut a file: the first bytes of a .ddc file are a smaller, coarser .ddc file.
-
-    \b
-    diffcodec truncate photo.ddc -o small.ddc --bpp 0.5
-    """
-    from diffcodec import api, registry
-    from diffcodec.container import read_header
-    from diffcodec.files import read_bytes, write_bytes
-
-    if sum(option is not None for option in (max_bytes, bpp, stop_t)) != 1:
-        raise click.UsageError("give exactly one of --bytes, --bpp and --stop-t")
-    content = read_bytes(source)
-    loaded = registry.load_model(model) if model else None
-    try:
-        header, _ = read_header(content)
-        area = header.width * header.height
-        limit = _limit(bpp, max_bytes, area)
-        kept = api.truncate(content, max_bytes=limit, stop_t=stop_t or 0, model=loaded)
-    except DiffcodecError as e:
-        raise type(e)(f"{source}: {e}") from None
-    write_bytes(output, kept)
-    line = f"{output}: {len(kept)} of {len(content)} bytes, {8 * len(kept) / area:.3f} bpp"
-    click.echo(line, err=output == STANDARD)
-
-
-@main.command()
-@click.argument("source", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-@click.option("--model", help="Folder of the model the file was written with.")
-@_max_pixels("178956970")
-def info(source: Path, as_json: bool, model: str | None, max_pixels: int | None) -> None:
-    """Show header and layers of a .ddc file: timestep, noise in levels, bits, cumulative bpp."""
-    from diffcodec import api, registry
-    from diffcodec.files import read_bytes
-
-    content = read_bytes(source)
-    loaded = registry.load_model(model) if model else None
-    try:
-        facts = api.describe(content, loaded, max_pixels=max_pixels)
-    except DiffcodecError as e:
-        raise type(e)(f"{source}: {e}") from None
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        _show_info(facts)
-    if facts["damage"]:
-        raise FormatError(f"{source}: {facts['damage']}")
-
-
-def _show_info(facts: dict[str, Any]) -> None:
-    for key, value in facts.items():
-        if key != "layers" and value is not None:
-            click.echo(f"{key.replace('_', ' ')}: {value}")
-    click.echo("    t  noise (levels)       bits  up to here (bpp)")
-    for row in facts["layers"]:
-        noise = "?" if row["noise_levels"] is None else f"{row['noise_levels']:.2f}"
-        mark = "" if row["whole"] else "  (cut)"
-        click.echo(f"{row['t']:5d}  {noise:>14}  {row['bits']:9d}  {row['bpp']:16.4f}{mark}")
