@@ -36,6 +36,7 @@ from diffcodec.model_check import (
     NEIGHBOURS,
     check_exact,
     check_neighbours,
+    check_shapes,
     check_size,
     check_weights,
     read_json,
@@ -165,7 +166,7 @@ class Model:
         if isinstance(config.network, UNetConfig):
             self._calibrated = _calibrated(config, weights, calibration)
         else:
-            self._network = _codec_network(config.network, weights)
+            self._network = load_codec_network(config.network, weights)
         if self._network is not None and exact is not None:
             check_exact(self._network, exact)
             self._exact = ExactNetwork(exact, self._network.config.blocks)
@@ -259,14 +260,24 @@ def _stored_as(config: ModelConfig) -> torch.dtype:
     return torch.float32 if isinstance(config.network, UNetConfig) else torch.float16
 
 
-def _codec_network(shape: NetworkConfig, weights: dict[str, Tensor]) -> CodecUNet:
-    """The network in float32, with weights as they are stored."""
+def load_codec_network(shape: NetworkConfig, weights: dict[str, Tensor]) -> CodecUNet:
+    """The codec's network in float32, with weights as they are stored; ModelError if not its."""
     check_size(shape, weights)
     network = CodecUNet(shape)
     check_weights(network, weights)
     network.load_state_dict({k: v.to(torch.float16).float() for k, v in weights.items()})
     network.eval().requires_grad_(False)
     return network
+
+
+def load_unet(shape: UNetConfig, weights: dict[str, Tensor]) -> UNet:
+    """A U-Net of the paper in float32; ModelError names the first tensor that is not its."""
+    with torch.device("meta"):  # no memory before the weights are checked, no initial weights
+        network = UNet(shape)
+    check_shapes(network.state_dict(), weights)
+    check_weights(network, weights, half=False)
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def _calibrated(
@@ -279,11 +290,7 @@ def _calibrated(
         )
     assert isinstance(config.network, UNetConfig)
     check_neighbours(calibration)
-    with torch.device("meta"):  # no initial weights: they would take longer than all else
-        network = UNet(config.network)
-    check_weights(network, weights, half=False)
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
-    network.eval().requires_grad_(False)
+    network = load_unet(config.network, weights)
     process = ReverseProcess(network, config.schedule, config.prediction, config.variance, True)
     return CalibratedUNet(config.network, process, calibration)
 

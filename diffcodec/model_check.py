@@ -81,6 +81,21 @@ def check_size(config: NetworkConfig, weights: dict[str, Tensor]) -> None:
         raise _unfit(f"it asks for more than {least} numbers, there are {found}")
 
 
+def check_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """ModelError that names the first tensor that is missing, of another shape, or too many."""
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise ModelError(f"the weights lack the tensor {name} {list(tensor.shape)}")
+        if weights[name].shape != tensor.shape:
+            raise ModelError(
+                f"tensor {name} has shape {list(weights[name].shape)}, "
+                f"the network needs {list(tensor.shape)}"
+            )
+    extra = sorted(weights.keys() - expected.keys())
+    if extra:
+        raise ModelError(f"the weights hold a tensor that the network has not: {extra[0]}")
+
+
 def check_weights(network: nn.Module, weights: dict[str, Tensor], half: bool = True) -> None:
     """ModelError unless ``weights`` are those of ``network``, finite (also in half precision)."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}

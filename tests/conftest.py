@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,11 @@ def bird_file(bird: np.ndarray, shipped: Model) -> bytes:
 def exact_tiny() -> Model:
     """The model of the golden files: random weights, integer arithmetic."""
     return read_model(GOLDEN_MODEL)
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """SIGINT as in a terminal; programs started in the background are born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

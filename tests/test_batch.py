@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -196,14 +195,6 @@ def test_so_many_at_a_time(tmp_path: Path) -> None:
 
     jobs = [Job(tmp_path / str(n), tmp_path / f"{n}.z") for n in range(6)]
     assert run_jobs(jobs, meet, 3, report).done == 6
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """SIGINT as in a terminal; programs started in the background are born ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeds_interrupts")

@@ -26,6 +26,7 @@ from diffcodec.bits import encode_varint
 from diffcodec.chunks import Chunk
 from diffcodec.cli import main
 from diffcodec.container import DECODED_PIXELS, Header, Writer, read_header
+from diffcodec.ddpm.store import read_process
 from diffcodec.errors import DamageError, DiffcodecError, FormatError, ModelError
 from diffcodec.model import CONFIG, EXACT, WEIGHTS, Model, ModelConfig, read_model, save_model
 from diffcodec.model_check import check_exact, check_weights
@@ -541,3 +542,16 @@ def test_transparency_larger_than_the_limit_is_never_unpacked(
         with pytest.raises(FormatError, match=message):
             diffcodec.decode(header.encode() + block, model=exact_tiny)
     assert not unpacked
+
+
+def test_a_u_net_too_large_for_its_weights_takes_no_memory(folder: Path) -> None:
+    """A configuration that asks for terabytes is compared with the weights before it is built."""
+    values = json.loads((folder / CONFIG).read_text())
+    shape = {"channels": 4096, "multipliers": [64, 64, 64], "attention": [0], "blocks": 64}
+    (folder / CONFIG).write_text(json.dumps({**values, "kind": "unet", "network": shape}))
+    with pytest.raises(ModelError, match="lack the tensor"):
+        read_process(folder)
+    shape = {"channels": [4096] * 3, "blocks": [64] * 3, "embedding": 128}
+    (folder / CONFIG).write_text(json.dumps({**values, "network": shape}))
+    with pytest.raises(ModelError, match="it asks for more than"):
+        read_process(folder)

@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -47,14 +46,6 @@ def place(interrupt: ModuleType, tmp_path_factory: pytest.TempPathFactory):  # t
 def test_an_output_is_the_old_one_or_the_new_one(interrupt: ModuleType, place, kind: str) -> None:  # type: ignore[no-untyped-def]
     case, out = place
     interrupt.interrupt_once(case, kind, out, random.Random(kind))
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """SIGINT as in a terminal; programs started in the background are born ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeds_interrupts")

@@ -23,12 +23,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffcodec.ddpm.process import Variance
-from diffcodec.ddpm.store import check_shapes
 from diffcodec.ddpm.unet import NORM_EPS, UNet, UNetConfig
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import make_folder, read_bytes, write_bytes
 from diffcodec.model import ModelConfig
-from diffcodec.model_check import read_tensors
+from diffcodec.model_check import check_shapes, read_tensors
 from diffcodec.plans import SMALL_PIXELS
 from diffcodec.schedule import Schedule
 

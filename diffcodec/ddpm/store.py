@@ -6,12 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffcodec.ddpm.process import CodecEps, ReverseProcess
+from diffcodec.ddpm.process import CodecEps, Network, ReverseProcess
 from diffcodec.ddpm.unet import UNet, UNetConfig
-from diffcodec.errors import ModelError
-from diffcodec.model import WEIGHTS, ModelConfig, read_config
+from diffcodec.model import (
+    WEIGHTS,
+    ModelConfig,
+    load_codec_network,
+    load_unet,
+    read_config,
+)
 from diffcodec.model_check import read_tensors
-from diffcodec.network import SIZE_MULTIPLE, CodecUNet
+from diffcodec.network import SIZE_MULTIPLE
 
 
 def read_process(folder: Path) -> ReverseProcess:
@@ -20,34 +25,20 @@ def read_process(folder: Path) -> ReverseProcess:
 
 
 def make_process(config: ModelConfig, weights: dict[str, Tensor]) -> ReverseProcess:
-    """The same from its parts; weights float16 or float32."""
+    """The same from its parts; ModelError if the weights are not the network's."""
     shape = config.network
-    network = UNet(shape) if isinstance(shape, UNetConfig) else CodecUNet(shape)
-    check_shapes(network.state_dict(), weights)
-    network.load_state_dict(weights)
-    network.eval().requires_grad_(False)
+    network: Network
+    if isinstance(shape, UNetConfig):
+        network = load_unet(shape, weights)
+    else:
+        network = CodecEps(load_codec_network(shape, weights), config.schedule)
     return ReverseProcess(
-        network=CodecEps(network, config.schedule) if isinstance(network, CodecUNet) else network,
+        network=network,
         schedule=config.schedule,
         prediction=config.prediction,
         variance=config.variance,
         clip=True,
     )
-
-
-def check_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """ModelError that names the first tensor that is missing, of another shape, or too many."""
-    for name, tensor in expected.items():
-        if name not in weights:
-            raise ModelError(f"the weights lack the tensor {name} {list(tensor.shape)}")
-        if weights[name].shape != tensor.shape:
-            raise ModelError(
-                f"tensor {name} has shape {list(weights[name].shape)}, "
-                f"the network needs {list(tensor.shape)}"
-            )
-    extra = sorted(weights.keys() - expected.keys())
-    if extra:
-        raise ModelError(f"the weights hold a tensor that the network has not: {extra[0]}")
 
 
 def size_multiple(process: ReverseProcess) -> int:

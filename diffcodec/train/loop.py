@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced
-from diffcodec.ddpm.store import check_shapes
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import make_folder
 from diffcodec.model import ModelConfig, save_model
+from diffcodec.model_check import check_shapes
 from diffcodec.network import UnitConv2d
 from diffcodec.schedule import Schedule
 from diffcodec.train.checkpoint import (
