@@ -160,6 +160,8 @@ def bound_bpd(process: ReverseProcess, x_0: Tensor, seed: int) -> tuple[float, f
 
     L_0 and L_T of every picture exactly; the sum of the others from BOUND_DRAWS timesteps of
     each, drawn with probability ∝ 1/t and weighted by its inverse.
+    The terms are those of diffcodec.ddpm.bound, which takes many timesteps of one picture;
+    here a few of each of a thousand pictures are wanted, so a batch is of pictures.
     """
     T, count = process.schedule.timesteps, len(x_0)
     generator = torch.Generator().manual_seed(seed)
