@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +20,11 @@ from diffcodec.contents import (
     describe,
     model_for,
     parse,
+    pixel_bytes,
     settings_of,
     smallest_coded,
     truncate,
+    verify,
 )
 from diffcodec.errors import DamageError, DataError, FormatError
 from diffcodec.extras import EXCESS, Front
@@ -34,8 +37,8 @@ from diffcodec.image import (
     to_image,
 )
 from diffcodec.model import Model
-from diffcodec.parallel import thread_map
-from diffcodec.plans import EFFORTS, Plan, default_effort
+from diffcodec.parallel import one_torch_thread, thread_map
+from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
 from diffcodec.render import RENDERS, mean
@@ -138,21 +141,22 @@ def encode(
         return writer.getvalue()
     start, strip = writer.size, 0  # of the layer that comes next
     sent = send(model, picture.levels, settings, EFFORTS[effort], pulse)
-    for layer in _whole_layers(sent, header.plan, watch):
-        if layer.b:
-            start = writer.size
-            writer.add_layer(layer.code, layer.check)
+    with one_torch_thread() if area <= SMALL_PIXELS else nullcontext():
+        for layer in _whole_layers(sent, header.plan, watch):
+            if layer.b:
+                start = writer.size
+                writer.add_layer(layer.code, layer.check)
+            else:
+                pixels = pixel_bytes(picture.levels[:, rows[strip]], picture.grey)
+                start = start if strip else writer.size
+                writer.add_strip(layer.code, pixels)
+                strip += 1
+            if (max_bytes and writer.size >= max_bytes) or (stop_t and layer.b <= last):
+                break
+            if target_psnr and layer.b and _reaches(target_psnr, model, layer, settings, picture):
+                break
         else:
-            pixels = _pixel_bytes(picture.levels[:, rows[strip]], picture.grey)
-            start = start if strip else writer.size
-            writer.add_strip(layer.code, pixels)
-            strip += 1
-        if (max_bytes and writer.size >= max_bytes) or (stop_t and layer.b <= last):
-            break
-        if target_psnr and layer.b and _reaches(target_psnr, model, layer, settings, picture):
-            break
-    else:
-        writer.add_trailer(trailer)
+            writer.add_trailer(trailer)
     content = writer.getvalue()[:max_bytes]
     if target_psnr is None:
         return content
@@ -344,7 +348,7 @@ def decode_layers(
     def watch(t: int, show: Callable[[], U8]) -> None:
         if refresh is not None:
             levels = show()
-            _verify(header, reader, levels)
+            verify(header, reader, levels)
             shown = Reconstruction(levels, t, 0)
             refresh(decoded(shown, front.metadata, header.trailer), reader.place)
 
@@ -361,8 +365,8 @@ def decode_layers(
     except DamageError:
         raise
     except FormatError as e:
-        raise DamageError(str(e), reader.latest) from e
-    _verify(header, reader, shown.levels)
+        raise DamageError(str(e), reader.sound) from e
+    verify(header, reader, shown.levels)
     metadata, cut = front.metadata, header.trailer
     try:
         if shown.t == 0 and not header.trailer and not reader.at_end:
@@ -377,21 +381,3 @@ def decode_layers(
     except FormatError as e:
         raise DamageError(str(e), reader.place) from e
     return decoded(shown, metadata, cut)
-
-
-def _pixel_bytes(levels: U8, grey: bool) -> bytes:
-    return to_array(levels, grey).tobytes()
-
-
-def _verify(header: Header, reader: LayerReader, levels: U8) -> None:
-    """Check every whole strip of the final layer against the CRC of its pixels."""
-    found = reader.layers[len(header.plan.layers) :]
-    for rows, layer in zip(strips(header.height), found, strict=False):
-        pixels = _pixel_bytes(levels[:, rows], header.grey)
-        if layer.whole and container.pixel_check(pixels) != layer.check:
-            raise DamageError(
-                f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
-                "damaged or was written by another machine's arithmetic; "
-                "decode with --stop-t 1 for the lossy picture",
-                layer.start,
-            )

@@ -18,7 +18,7 @@ from threading import Thread
 
 from diffcodec.errors import DiffcodecError
 from diffcodec.files import make_folder
-from diffcodec.parallel import mark_worker
+from diffcodec.parallel import mark_worker, one_torch_thread
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def _in_threads(
 
     def work() -> None:
         mark_worker()
-        with suppress(Empty, SystemExit):  # no more jobs, or told to stop
+        # no more jobs, or told to stop
+        with suppress(Empty, SystemExit), one_torch_thread():
             while True:
                 ended.put(attempt(waiting.get_nowait()))
 

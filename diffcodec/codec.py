@@ -71,10 +71,11 @@ class Source(Protocol):
     def more(self, size: int) -> bytes:
         """The bytes of :meth:`open` once there are ``size`` of them, or all that ever come."""
 
-    def close(self, used: int, check: int) -> None:
+    def close(self, used: int, check: int) -> bool:
         """The layer took ``used`` bytes and led to a state with this ``check``.
 
-        Raises FormatError if the sender's did not.
+        Returns whether the sender's did, False if that is not known.  Raises FormatError if it
+        did not.
         """
 
     def strip(self) -> Strip | None:
@@ -151,11 +152,12 @@ def receive(
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     t, evaluations = plan.timesteps[0], 0
+    sure = t  # the last state that a check vouches for
     for number, steps in enumerate(plan.layers):
         if steps[0][1] < stop_t:  # the layer is not even looked at: it may be damaged
             levels, more = render(model, x, t, settings)
             return Reconstruction(levels, t, evaluations + more)
-        with _naming(plan.label(number), t):
+        with _naming(plan.label(number), sure):
             layer = _Layer(source)
             for a, b in steps:  # line 2
                 if layer.is_over or b < stop_t:
@@ -169,12 +171,13 @@ def receive(
                     levels, more = render(model, x, b, settings)
                     return Reconstruction(levels, t, evaluations + more)
                 t = b
-            layer.finish(x)
+            if layer.finish(x):
+                sure = t
         watch(t, partial(_show, model, x, t, settings, render))
     final = Final(model, x, settings)
     levels, done = final.shown, stop_t == 0
     for number, rows in enumerate(strips(settings.height)):
-        with _naming(plan.label(len(plan.layers) + number), t):
+        with _naming(plan.label(len(plan.layers) + number), sure):
             strip = source.strip() if stop_t == 0 else None
             if strip is None:
                 done = False
@@ -223,9 +226,9 @@ class _Layer:
         if not self.may_be_cut:
             raise FormatError("it is shorter than its contents")
 
-    def finish(self, x: I32) -> None:
-        """All steps of the layer are decoded and led to state ``x``."""
-        self.source.close(self.cut.place, state_check(x))
+    def finish(self, x: I32) -> bool:
+        """All steps of the layer are decoded and led to state ``x``; whether that is certain."""
+        return self.source.close(self.cut.place, state_check(x))
 
 
 def strips(height: int) -> list[slice]:

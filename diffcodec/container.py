@@ -1,4 +1,4 @@
-"""The .ddc container, version 2: bytes ↔ header and layers.  docs/format.md is its specification.
+"""The .ddc container, version 3: bytes ↔ header and layers.  docs/format.md is its specification.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -16,9 +16,9 @@ from diffcodec.errors import FormatError
 from diffcodec.plans import PLANS, Plan
 
 MAGIC = b"\xdd"
-VERSION = 2
+VERSION = 3
 VERSION_1 = b"\xddC"
-"""What files of version 1, which nobody was given, began with."""
+"""What files of version 1 began with; nobody was given any of versions 1 and 2."""
 
 FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
@@ -36,7 +36,7 @@ EXPLICIT_PLAN = 255
 
 FINGERPRINT_BYTES = 3
 SMALL = 64 * 64
-"""Up to this many pixels a file is decoded faster than a length is worth its byte."""
+"""Up to this many pixels layers of steps do without lengths, and but for the first one checks."""
 
 MAX_SIDE = 1 << 20
 MAX_PIXELS = 1 << 28
@@ -76,6 +76,14 @@ class Header:
     def has_lengths(self) -> bool:
         """Whether layers of steps say how long they are; a small picture need not afford it."""
         return self.width * self.height > SMALL
+
+    def has_check(self, number: int) -> bool:
+        """Whether a layer of steps, 0 being the first, ends with a check of the state.
+
+        In a small picture the first one's tells whether sender and receiver compute alike, and
+        the check of the pixels whether they did to the end.
+        """
+        return number == 0 or self.has_lengths
 
     def encode(self) -> bytes:
         """The header's bytes, check included."""
@@ -245,8 +253,9 @@ class Layer:
     """One layer as found in a file.
 
     code: its payload, as far as present; check: of the receiver's state after it (one byte) or,
-    for a strip, CRC-32 of its pixels, None if not present; start, end: its place in the file,
-    framing included (end is where it would end if it is cut); whole: all of it is there.
+    for a strip, CRC-32 of its pixels, None if it has none or that is not present; start, end: its
+    place in the file, framing included (end is where it would end if it is cut); whole: all of it
+    is there.
     """
 
     code: bytes
@@ -261,17 +270,23 @@ class Writer:
 
     def __init__(self, header: Header, front: bytes = b"") -> None:
         self._out = bytearray(header.encode() + front)
-        self._lengths = header.has_lengths
+        self._header, self._layers = header, 0
 
     @property
     def size(self) -> int:
         return len(self._out)
 
     def add_layer(self, code: bytes, check: int) -> None:
-        """A layer of coded steps: length, payload, check of the receiver's state after it."""
-        if self._lengths:
+        """A layer of coded steps: length, payload, check of the receiver's state after it.
+
+        Of a small picture without what it need not afford.
+        """
+        if self._header.has_lengths:
             self._out += encode_varint(len(code))
-        self._out += code + bytes([check])
+        self._out += code
+        if self._header.has_check(self._layers):
+            self._out.append(check)
+        self._layers += 1
 
     def add_strip(self, code: bytes, pixels: bytes) -> None:
         """A strip of the final layer: length, CRC-32 of its pixels, payload."""
@@ -300,8 +315,15 @@ class LayerReader:
         self.content, self.place = content, place
         self.latest = place
         """Where the layer begins that was asked for last."""
+        self._checked = place
         self.has_lengths = header.has_lengths
+        self._header = header
         self.layers: list[Layer] = []
+
+    @property
+    def check_bytes(self) -> int:
+        """Of the layer of steps that comes next."""
+        return int(self._header.has_check(len(self.layers)))
 
     @property
     def at_end(self) -> bool:
@@ -330,19 +352,28 @@ class LayerReader:
         """The bytes of :meth:`open`: as many as there are, nothing more will come."""
         return self.open()[0]
 
-    def close(self, used: int, check: int) -> None:
+    @property
+    def sound(self) -> int:
+        """Where that ends which checks vouch for, or which is not known to be damaged."""
+        return self.latest if self.has_lengths else self._checked
+
+    def close(self, used: int, check: int) -> bool:
         """The layer took ``used`` bytes and led to a state with this ``check``.
 
-        Raises FormatError if the file says otherwise.
+        Returns whether the file says so, too.  Raises FormatError if it says otherwise.
         """
         layer = self._layer(used)
         if layer is None:
-            return
+            return False
         if used > len(layer.code) or (layer.whole and used < len(layer.code)):
             raise FormatError("its length is not that of its contents")
-        if layer.whole and layer.check != check:
+        if layer.check not in (None, check):
             raise FormatError("its check does not match")
         self._add(layer)
+        if layer.check is None:
+            return False
+        self._checked = layer.end
+        return True
 
     def skip(self) -> bool:
         """Go past a layer of steps by its length; False if the file ends in or before it."""
@@ -359,9 +390,9 @@ class LayerReader:
             if found is None:
                 return None
             size, body = found
-        end = body + size + 1
+        end = body + size + self.check_bytes
         whole = end <= len(self.content)
-        check = self.content[end - 1] if whole else None
+        check = self.content[end - 1] if whole and self.check_bytes else None
         return Layer(self.content[body : body + size], check, self.place, end, whole)
 
     def _add(self, layer: Layer) -> None:

@@ -9,8 +9,9 @@ from diffcodec import chunks, container, extras
 from diffcodec.chunks import Chunk
 from diffcodec.codec import receive, strips
 from diffcodec.container import Header, Layer, LayerReader
-from diffcodec.errors import FormatError, ModelError
+from diffcodec.errors import DamageError, FormatError, ModelError
 from diffcodec.extras import EXCESS
+from diffcodec.image import U8, to_array
 from diffcodec.model import Model
 from diffcodec.plans import Plan
 from diffcodec.registry import find_model
@@ -71,12 +72,14 @@ def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None 
         if decoder is None:
             _skim(reader, header)
         else:
-            receive(decoder, reader, settings_of(header))
+            shown = receive(decoder, reader, settings_of(header))
+            verify(header, reader, shown.levels)
             if len(reader.layers) < len(header.plan.layers) and not reader.at_end:
                 rest = content[reader.place :]
                 reader.layers.append(Layer(rest, None, reader.place, len(content) + 1, False))
     except FormatError as e:
         damage = str(e)
+        reader.layers = [layer for layer in reader.layers if layer.end <= reader.sound]
     layers = reader.layers
     expected = len(header.plan.layers) + len(strips(header.height))
     complete = damage is None and len(layers) == expected and layers[-1].whole
@@ -91,6 +94,31 @@ def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None 
     except FormatError as e:
         complete, damage = False, str(e)
     return Contents(header, front.end, listed, layers, complete, damage)
+
+
+def pixel_bytes(levels: U8, grey: bool) -> bytes:
+    """The bytes of levels uint8 [3, H, W] that a strip's check covers."""
+    return to_array(levels, grey).tobytes()
+
+
+def verify(header: Header, reader: LayerReader, levels: U8) -> None:
+    """Check every whole strip of the final layer against the CRC of its pixels.
+
+    levels: uint8 [3, H, W]; DamageError if they are others.
+    """
+    found = reader.layers[len(header.plan.layers) :]
+    for rows, layer in zip(strips(header.height), found, strict=False):
+        pixels = pixel_bytes(levels[:, rows], header.grey)
+        if layer.whole and container.pixel_check(pixels) != layer.check:
+            # Where the state after all steps has no check, a strip before this one is as good.
+            is_sure = header.has_lengths or rows.start > 0
+            sure = 1 if is_sure else header.plan.layers[0][-1][1]
+            raise DamageError(
+                f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
+                "damaged or was written by another machine's arithmetic; "
+                f"decode with --stop-t {sure} for the lossy picture",
+                layer.start if is_sure else reader.sound,
+            )
 
 
 def _skim(reader: LayerReader, header: Header) -> None:

@@ -135,11 +135,14 @@ class ExactNetwork:
         self.tensors, self.blocks = tensors, blocks
         self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
         self.weights: dict[str, Tensor] = {}
+        self._constants: dict[str, tuple[Tensor, ...]] = {}
         self._int8: dict[str, int8.Int8Conv2d] = {}
         _check_convolutions()
         for key, value in tensors.items():
             if not bool(torch.isfinite(value.float()).all()):
                 raise ModelError(f"{key} holds numbers that are not finite")
+            if key.endswith(("_mul", "_add")):
+                self._constants[key] = value[:, None, :, None, None].unbind()
             if key.endswith(".weight"):
                 name = key.removesuffix(".weight")
                 weight = value.float()
@@ -155,7 +158,7 @@ class ExactNetwork:
         return [t for t in timesteps if t not in self.rows]
 
     def _constant(self, name: str, row: int) -> Tensor:
-        return self.tensors[name][row][None, :, None, None]
+        return self._constants[name][row]
 
     def _quantize(self, x: Tensor, name: str, row: int) -> Tensor:
         """The input of convolution ``name``."""

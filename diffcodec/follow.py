@@ -85,7 +85,7 @@ class FollowingReader(LayerReader):
 
     def open(self) -> tuple[bytes, bool]:
         if self.has_lengths:
-            self._wait_for_length(behind=1)
+            self._wait_for_length(behind=self.check_bytes)
         return super().open()
 
     def more(self, size: int) -> bytes:
@@ -93,10 +93,10 @@ class FollowingReader(LayerReader):
             self._wait(self.place + size)
         return super().open()[0]
 
-    def close(self, used: int, check: int) -> None:
+    def close(self, used: int, check: int) -> bool:
         if not self.has_lengths:
-            self._wait(self.place + used + 1)
-        super().close(used, check)
+            self._wait(self.place + used + self.check_bytes)
+        return super().close(used, check)
 
     def strip(self) -> Layer | None:
         self._wait_for_length(behind=4)

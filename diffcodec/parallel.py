@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -22,6 +23,23 @@ def _pool() -> ThreadPoolExecutor:
 def mark_worker() -> None:
     """Let every :func:`thread_map` of the calling thread do its work in place from now on."""
     _here.is_worker = True
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let the calling thread alone do its convolutions inside the block.
+
+    Torch's threads go on turning for a while after each, which slows down whatever else the
+    cores have to do: of a small picture that costs more than they bring.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def thread_map(function: Callable[[int], T], count: int) -> list[T]:

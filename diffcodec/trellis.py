@@ -51,12 +51,14 @@ def states(bits: NDArray[np.uint8], ends: I64, initial: int) -> U32:
 
 def decode(bits: NDArray[np.uint8], ends: I64, keys: U32, initial: int) -> I64:
     """The receiver: g for every coefficient, int64 in −510…510."""
-    return byte_sum(mix(states(bits, ends, initial) ^ keys))
+    state = states(bits, ends, initial)
+    sign = 2 * (state & np.uint32(1)).astype(np.int64) - 1
+    return sign * byte_sum(mix((state | np.uint32(1)) ^ keys))
 
 
 @njit(nogil=True, cache=True, fastmath=True, inline="always")
-def _extend(state, key, d, scale, penalty, cost):  # type: ignore[no-untyped-def]
-    """Cost in nats of a path after one more coefficient: −log q/p up to a constant."""
+def _odd_value(state, key):  # type: ignore[no-untyped-def]
+    """g of a state whose last bit is 1; that of its twin with a 0 is the opposite."""
     # numba widens uint32 products to 64 bits: every operation is cast back, as mix() has it.
     h = np.uint32(state ^ key)
     h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
@@ -64,21 +66,43 @@ def _extend(state, key, d, scale, penalty, cost):  # type: ignore[no-untyped-def
     h = np.uint32(h ^ np.uint32(h >> np.uint32(15)))
     h = np.uint32(h * np.uint32(0x846CA68B))
     h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
-    total = np.uint32(h & np.uint32(255)) + np.uint32(np.uint32(h >> np.uint32(8)) & np.uint32(255))
-    total += np.uint32(np.uint32(h >> np.uint32(16)) & np.uint32(255))
-    total += np.uint32(h >> np.uint32(24))
-    y = np.float32(np.int32(total) - np.int32(510)) * scale
-    return cost + np.float32(0.5) * (y - d) * (y - d) - penalty * y * y
+    # The bytes two and two, then both sums.
+    low = np.uint32(h & np.uint32(0x00FF00FF))
+    high = np.uint32(np.uint32(h >> np.uint32(8)) & np.uint32(0x00FF00FF))
+    pairs = np.uint32(low + high)
+    total = np.uint32(np.uint32(pairs & np.uint32(0xFFFF)) + np.uint32(pairs >> np.uint32(16)))
+    return np.int32(np.int32(total) - np.int32(510))
 
 
+# A path's cost in nats is −log q/p up to what all paths share: ½ (y − d)² − y² / (2 (1 + s)) less
+# ½ d², and with y = g · scale that is g (a g − b), a = (½ − penalty) scale² and b = d · scale.
 # The inner loops are functions of their own so that the compiler sees what does not overlap.
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _stay(count, state, cost, key, d, scale, penalty):  # type: ignore[no-untyped-def]
+def _stay(count, state, cost, key, a, b):  # type: ignore[no-untyped-def]
     """Costs of all paths, in place, after one more coefficient that takes no bit."""
     for p in range(count):
-        cost[p] = _extend(state[p], key, d, scale, penalty, cost[p])
+        odd = _odd_value(np.uint32(state[p] | np.uint32(1)), key)
+        flip = np.int32(np.int32(state[p] & np.uint32(1)) - np.int32(1))
+        g = np.float32(np.int32(np.int32(odd ^ flip) - flip))
+        cost[p] += g * (a * g - b)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _part(count, state, cost, far, key, a, b):  # type: ignore[no-untyped-def]
+    """All paths become the nearer of their children after one more coefficient that takes a bit.
+
+    far: costs of the further ones, whose states differ in the last bit.
+    """
+    for p in range(count):
+        odd = np.uint32(state[p] | np.uint32(1))
+        g = np.float32(_odd_value(odd, key))
+        both = cost[p] + a * g * g
+        towards = b * g
+        cost[p] = both - abs(towards)
+        far[p] = both + abs(towards)
+        state[p] = np.uint32(odd - np.uint32(towards < 0))
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -90,46 +114,50 @@ def _shift(count, state, k):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _advance(count, state, cost, out, branch, key, d, scale, penalty):  # type: ignore[no-untyped-def]
-    """Costs ``out`` of all paths after one more coefficient whose bits are ``branch``."""
-    bits = np.uint32(branch)
+def _advance(count, state, cost, zero, one, branch, key, a, b):  # type: ignore[no-untyped-def]
+    """Costs of all paths after one more coefficient whose bits are ``branch`` and a 0 or a 1."""
+    bits = np.uint32(2 * branch + 1)
     for p in range(count):
-        out[p] = _extend(np.uint32(state[p] | bits), key, d, scale, penalty, cost[p])
+        g = np.float32(_odd_value(np.uint32(state[p] | bits), key))
+        both = cost[p] + a * g * g
+        zero[p] = both + b * g
+        one[p] = both - b * g
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _threshold(count, keep, cost, histogram):  # type: ignore[no-untyped-def]
-    """(lowest cost seen, cost that about ``keep`` of ``count`` > ``keep`` paths do not exceed).
+def _threshold(count, keep, first, second, histogram):  # type: ignore[no-untyped-def]
+    """Cost that about ``keep`` of ``count`` paths in each of two arrays together do not exceed.
 
     Estimated from a sample: how many survive may wander a little, and that costs nothing, while
     an exact selection would take most of the search's time.
     """
-    stride = max(1, count // _SAMPLE) | 1  # odd, so as not to keep step with the branches
-    lowest = cost[0]
-    highest = cost[0]
+    stride = max(1, 2 * count // _SAMPLE) | 1  # odd, so as not to keep step with the branches
+    lowest = first[0]
+    highest = first[0]
     taken = 0
     for p in range(0, count, stride):
-        lowest = min(lowest, cost[p])
-        highest = max(highest, cost[p])
-        taken += 1
+        lowest = min(lowest, first[p], second[p])
+        highest = max(highest, first[p], second[p])
+        taken += 2
     width = max(min(highest - lowest, np.float32(_COST_RANGE)), np.float32(1e-20))
     factor = np.float32(_BINS - 1) / width
     histogram[:] = 0
     for p in range(0, count, stride):
-        histogram[np.int32(min((cost[p] - lowest) * factor, np.float32(_BINS - 1)))] += 1
-    wanted = taken * keep / count
+        histogram[np.int32(min((first[p] - lowest) * factor, np.float32(_BINS - 1)))] += 1
+        histogram[np.int32(min((second[p] - lowest) * factor, np.float32(_BINS - 1)))] += 1
+    wanted = taken * keep / (2 * count)
     below = 0
     place = 0
     while place < _BINS - 1 and below + histogram[place] <= wanted:
         below += histogram[place]
         place += 1
     share = np.float32((wanted - below) / max(1, histogram[place]))
-    return lowest, lowest + (np.float32(place) + share) / factor
+    return lowest + (np.float32(place) + share) / factor
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _keep(count, state, origin, cost, branch, lowest, threshold, to_state, to_origin, to_cost):  # type: ignore[no-untyped-def]
-    """Copy the paths that cost no more than ``threshold``, costs less ``lowest``: their number.
+def _keep(count, state, origin, cost, branch, threshold, to_state, to_origin, to_cost):  # type: ignore[no-untyped-def]
+    """Copy the paths that cost no more than ``threshold``: their number.
 
     There is no branch: every path is written, and the target moves on past those that are kept,
     so the targets have one place to spare.
@@ -139,14 +167,70 @@ def _keep(count, state, origin, cost, branch, lowest, threshold, to_state, to_or
     for p in range(count):
         to_state[n] = np.uint32(state[p] | bits)
         to_origin[n] = origin[p]
-        to_cost[n] = cost[p] - lowest
+        to_cost[n] = cost[p]
         n += np.int64(cost[p] <= threshold)  # type: ignore[assignment]
     return n
 
 
 @njit(nogil=True, cache=True, fastmath=True)
+def _holes(count, cost, threshold, places):  # type: ignore[no-untyped-def]
+    """The paths of which no child survives; written without a branch, as in _keep: the number."""
+    n = 0
+    for p in range(count):
+        places[n] = p
+        n += np.int64(cost[p] > threshold)  # type: ignore[assignment]
+    return n
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _extras(count, far, threshold, places):  # type: ignore[no-untyped-def]
+    """The paths both of whose children survive: the number."""
+    n = 0
+    for p in range(count):
+        places[n] = p
+        n += np.int64(far[p] <= threshold)  # type: ignore[assignment]
+    return n
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _settle(number, state, origin, cost, far, holes, extras):  # type: ignore[no-untyped-def]
+    """The further children of the paths ``extras`` go to the places ``holes``.
+
+    Their nearer twins cost no more, so that these are still where their parents were.
+    """
+    for n in range(number):
+        state[holes[n]] = np.uint32(state[extras[n]] ^ np.uint32(1))
+    for n in range(number):
+        origin[holes[n]] = origin[extras[n]]
+    for n in range(number):
+        cost[holes[n]] = far[extras[n]]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _replace(count, most, state, origin, cost, far, threshold, holes, extras):  # type: ignore[no-untyped-def]
+    """Keep the children of :func:`_part` that cost no more than ``threshold``: their number.
+
+    Most survivors are nearer children, which stay where they are; further ones take the places
+    of those that do not survive.
+    """
+    free = _holes(count, cost, threshold, holes)
+    wanted = _extras(count, far, threshold, extras)
+    wanted = min(wanted, free + most - count)
+    for n in range(free, wanted):  # places behind the last one
+        holes[n] = count + n - free
+    _settle(wanted, state, origin, cost, far, holes, extras)
+    end = count + max(0, wanted - free)
+    for n in range(free - 1, wanted - 1, -1):  # the holes that are left, last ones first
+        end -= 1
+        state[holes[n]] = state[end]
+        origin[holes[n]] = origin[end]
+        cost[holes[n]] = cost[end]
+    return end
+
+
+@njit(nogil=True, cache=True, fastmath=True)
 def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
-    """Make the twins of the cheapest path hopeless.
+    """Make the twins of the cheapest path hopeless, and its cost 0: only differences count.
 
     Paths whose last 32 bits agree have the same future; without this they could crowd out
     every other path, for good.
@@ -155,9 +239,10 @@ def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
     for p in range(count):
         if cost[p] < cost[best]:
             best = p
+    lowest = cost[best]
     for p in range(count):
-        if state[p] == state[best] and p != best:
-            cost[p] += np.float32(1e6)
+        twin = state[p] == state[best] and p != best
+        cost[p] += np.float32(1e6) if twin else -lowest
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -188,6 +273,8 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
     new_cost = np.empty(room, np.float32)
     child_cost = np.empty(most << widest, np.float32)
     histogram = np.empty(_BINS, np.int32)
+    holes = np.empty(most + 1, np.int32)
+    extras = np.empty(most + 1, np.int32)
     stores = total_bits // max(1, 32 - widest) + 2
     kept_state = np.empty((stores, most), np.uint32)
     kept_origin = np.empty((stores, most), np.int32)
@@ -198,8 +285,10 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
     stored = 0
     pending = 0
     for i in range(n):
+        a = (np.float32(0.5) - penalty[i]) * scale[i] * scale[i]
+        b = d[i] * scale[i]
         if k[i] == 0:
-            _stay(count, state, cost, keys[i], d[i], scale[i], penalty[i])
+            _stay(count, state, cost, keys[i], a, b)
             continue
         if pending + k[i] > 32:
             kept_state[stored, :count] = state[:count]
@@ -212,25 +301,29 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
                 origin[p] = p
         branches = 1 << k[i]
         _shift(count, state, k[i])
-        for b in range(branches):
-            child = child_cost[b * count : (b + 1) * count]
-            _advance(count, state, cost, child, b, keys[i], d[i], scale[i], penalty[i])
         pending += k[i]
         total = count * branches
-        lowest = np.float32(0.0)
+        if k[i] == 1 and total > survivors:
+            _part(count, state, cost, child_cost, keys[i], a, b)
+            threshold = _threshold(count, survivors, cost, child_cost, histogram)
+            count = _replace(count, most, state, origin, cost, child_cost, threshold, holes, extras)
+            continue
+        for pair in range(branches // 2):
+            zero = child_cost[2 * pair * count : (2 * pair + 1) * count]
+            one = child_cost[(2 * pair + 1) * count : (2 * pair + 2) * count]
+            _advance(count, state, cost, zero, one, pair, keys[i], a, b)
         threshold = np.float32(np.inf)
         if total > survivors:
-            lowest, threshold = _threshold(total, survivors, child_cost, histogram)
+            half = total // 2
+            threshold = _threshold(half, survivors, child_cost, child_cost[half:], histogram)
         kept = 0
-        for b in range(branches):
-            child = child_cost[b * count : (b + 1) * count]
+        for branch in range(branches):
             kept += _keep(
                 count,
                 state,
                 origin,
-                child,
-                b,
-                lowest,
+                child_cost[branch * count : (branch + 1) * count],
+                branch,
                 threshold,
                 new_state[kept:],
                 new_origin[kept:],

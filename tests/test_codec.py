@@ -245,13 +245,14 @@ class Layers:
     def more(self, size: int) -> bytes:
         return self.open()[0]
 
-    def close(self, used: int, check: int) -> None:
+    def close(self, used: int, check: int) -> bool:
         code, expected = self.steps[self.place]
         self.place += 1
         if used != len(code):
             raise FormatError("longer")
         if expected not in (check, None):
             raise FormatError("check")
+        return expected is not None
 
     def strip(self) -> Layer | None:
         self.place += 1
@@ -336,6 +337,18 @@ def test_a_state_that_differs_is_reported_at_its_layer_and_the_layers_before_it_
         assert shown.t == good
         whole = receive(tiny, layers.only(4), settings, stop_t=good)
         np.testing.assert_array_equal(shown.levels, whole.levels)
+
+
+def test_what_no_check_vouches_for_is_not_promised(tiny: Model) -> None:
+    """Of a small picture only the first layer has one, which counts until the pixels'."""
+    settings = Settings(SHORT_PLAN, 16, 8)
+    layers = Layers.of(SHORT_PLAN, sent_layers(tiny, picture("noise", 16, 8, False), settings))
+    for number in range(1, len(layers.steps)):
+        layers.steps[number] = (layers.steps[number][0], None)
+    last, good = len(layers.steps) - 1, SHORT_PLAN.layers[0][-1][1]
+    damaged = layers.changed(last, layers.steps[last][0][:-1], None)
+    with pytest.raises(FormatError, match=rf"^layer {last + 1} .*--stop-t {good}$"):
+        receive(tiny, damaged, settings)
 
 
 def test_a_network_that_rounds_otherwise_is_found_out_at_once(

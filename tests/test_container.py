@@ -86,13 +86,13 @@ def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPa
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd212000010203")
+    start = bytes.fromhex("dd312000010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd26"  # version 2, flags grey and options
+            "dd36"  # version 3, flags grey and options
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "00010203"
@@ -107,7 +107,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[1:3].hex() == "2770"  # version 2, flags square, grey, options
+    assert options.encode()[1:3].hex() == "3770"  # version 3, flags square, grey, options
 
 
 @given(headers)
@@ -156,16 +156,17 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (b"\x89PNG\r\n\x1a\n", "not a .ddc file"),
         (b"\xdd", "ends inside its header"),
         (MAGIC, "ends inside its header"),
-        (MAGIC + b"\x30", "version 3"),
+        (MAGIC + b"\x20", "version 2"),
+        (MAGIC + b"\x50", "version 5"),
         (MAGIC + b"\x00", "version 0"),
         (MAGIC + b"C\x11", "version 1"),
-        (MAGIC + b"\x28", "more than this version knows"),
-        (MAGIC + b"\x24\x80", "more than this version knows"),
-        (MAGIC + b"\x24\x40", "more than this version knows"),  # one plane for three, not grey
-        (MAGIC + b"\x20\x00", "width is 0"),
-        (MAGIC + b"\x20\x01\x00", "height is 0"),
-        (MAGIC + b"\x20\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
-        (MAGIC + b"\x21\x20\xfe", "model number 254"),
+        (MAGIC + b"\x38", "more than this version knows"),
+        (MAGIC + b"\x34\x80", "more than this version knows"),
+        (MAGIC + b"\x34\x40", "more than this version knows"),  # one plane for three, not grey
+        (MAGIC + b"\x30\x00", "width is 0"),
+        (MAGIC + b"\x30\x01\x00", "height is 0"),
+        (MAGIC + b"\x30\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"\x31\x20\xfe", "model number 254"),
     ],
 )
 def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
@@ -174,7 +175,7 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    start = MAGIC + b"\x25\x01\x08\0" + FINGERPRINT + b"\xfe"
+    start = MAGIC + b"\x35\x01\x08\0" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
         read_header(start + bytes([crc8(start)]))
 
@@ -199,13 +200,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x25\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x35\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x25\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
+    start = MAGIC + b"\x35\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 
@@ -298,11 +299,11 @@ def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Head
     assert place == len(content)
 
 
-def test_small_pictures_spend_nothing_on_lengths() -> None:
+def test_small_pictures_spend_nothing_on_lengths_and_little_on_checks() -> None:
     codes, strips = [b"a" * 9, b"b" * 300, b""], [b"strip"]
     small, large = written(codes, strips, SMALL_ONE), written(codes, strips)
     bodies = [len(c) - read_header(c)[1] for c in (small, large)]
-    assert bodies[1] - bodies[0] == 1 + 2 + 1
+    assert bodies[1] - bodies[0] == (1 + 2 + 1) + 2
     assert Header(64, 64, FINGERPRINT, PLAN).has_lengths is False
     assert Header(64, 65, FINGERPRINT, PLAN).has_lengths is True
 
@@ -350,6 +351,20 @@ def test_a_check_that_does_not_match_is_damage(header: Header) -> None:
         found.close(30, CHECKS[0] ^ 1)
     assert not found.layers
     found.close(30, CHECKS[0])
+
+
+def test_later_layers_of_a_small_picture_have_no_check() -> None:
+    for header in (SMALL_ONE, LARGE_ONE):
+        found = reader(written([b"a" * 30, b"b", b"c"], [b"strip"], header))
+        found.open()
+        found.close(30, CHECKS[0])
+        found.open()
+        if header is LARGE_ONE:
+            with pytest.raises(FormatError, match="check"):
+                found.close(1, CHECKS[1] ^ 1)
+        else:
+            found.close(1, CHECKS[1] ^ 1)
+            assert found.layers[1].check is None
 
 
 @pytest.mark.parametrize("sound", [0, 1, 2, 3])

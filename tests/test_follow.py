@@ -185,7 +185,7 @@ def test_what_stops_growing_is_a_cut_file(
 
 
 def test_damage_is_reported_and_what_came_before_it_was_shown(golden: Model) -> None:
-    content, shown = bytearray(content_of("colour")), Shown()
+    content, shown = bytearray(content_of("strips")), Shown()
     ends = [layer.end for layer in api.parse(bytes(content), golden).layers]
     content[ends[1] - 1] ^= 1
     with pipe(lambda d: os.write(d, content)) as feed, pytest.raises(FormatError, match="layer 2"):

@@ -70,7 +70,7 @@ def test_the_reader_reads_or_refuses(number: int) -> None:
 @settings(max_examples=200)
 @given(st.binary(max_size=80))
 def test_the_reader_reads_or_refuses_noise_behind_a_beginning(tail: bytes) -> None:
-    for beginning in (b"", b"\xdd\x21", b"\xdd\x27\x7b"):
+    for beginning in (b"", b"\xdd\x31", b"\xdd\x37\x7b"):
         try:
             read(repaired(beginning + tail) if beginning else tail, Random(0))
         except FormatError as e:
@@ -298,12 +298,12 @@ def test_the_command_shows_what_is_left_only_with_force(
     common = ("decode", source, "-o", target, "--model", GOLDEN_MODEL)
     code, _, errors = run(*common)
     assert (code, len(errors), target.exists()) == (1, 1, False)
-    assert "--stop-t 1" in errors[0]
+    assert "--stop-t 40" in errors[0]  # in so small a file nothing vouches for t = 1
     assert "--force" in errors[0]
     code, out, errors = run(*common, "--force")
     assert (code, len(errors), target.exists()) == (3, 1, True)
     assert errors[0].startswith(f"warning: {source}: ")
-    assert "damaged, t = 1" in out
+    assert "damaged, t = 40" in out
     assert "exact" not in out
     source.write_bytes(coded["8x8"])
     assert run(*common, "--force")[0] == 0

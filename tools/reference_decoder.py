@@ -114,7 +114,7 @@ class Plan:
 PLANS = {
     0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
     1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
-    2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 134, 6),
+    2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
 }
 NUMBERED_MODELS = {1: (bytes.fromhex("d9134a"), 2), 2: (bytes.fromhex("d75b61"), 3)}
@@ -160,7 +160,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         if take() != b"\xdd":
             raise RefusedError("no .ddc file")
         flags = take()[0]
-        if flags >> 4 != 2:
+        if flags >> 4 != 3:
             raise RefusedError(f"version {flags >> 4}")
         options = take()[0] if flags & 4 else 0
         grey, planes = bool(flags & 2), bool(options & 64)
@@ -633,7 +633,8 @@ def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Recei
     string = key(segment.key, 3) << present | bits.number(present)
     use = np.flatnonzero((rate > 0) & (ends <= present))
     state = np.array([string >> present - int(ends[i]) & WORD for i in use], np.uint64)
-    g = byte_sum(mix(state ^ words(key(segment.key, 2), n)[use]))
+    g = byte_sum(mix((state | 1) ^ words(key(segment.key, 2), n)[use]))
+    g = np.where(state & 1 == 1, g, -g)
     _, scale, escape = tables()
     y = fill if whole else np.zeros(n, np.int64)
     y[use] = g * scale[s[use] + 96] + 128 >> 8
@@ -953,6 +954,7 @@ class Reader:
     def __init__(self, content: bytes, place: int, header: Header) -> None:
         self.content, self.place, self.end = content, place, len(content)
         self.has_lengths = header.width * header.height > 4096
+        self.closed = 0
 
     def open(self) -> None:
         """Begin a layer of steps; EndOfFileError if it is absent."""
@@ -976,9 +978,12 @@ class Reader:
         return self.end >= len(self.content)
 
     def close(self, x: Array) -> bool:
-        """End a layer; False if its check byte is not there."""
+        """End a layer; False if it has a check byte that is not there."""
         if self.has_lengths and self.place != self.end:
             raise RefusedError("a layer's length is not that of its codes")
+        self.closed += 1
+        if self.closed > 1 and not self.has_lengths:
+            return True
         if self.place >= len(self.content):
             return False
         self.place += 1
