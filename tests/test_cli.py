@@ -241,6 +241,24 @@ def test_evaluate_reports_and_writes_strict_json(tiny_folder: Path, tmp_path: Pa
     assert set(document["mean"]["psnr_at_bpp"]) == {"0.5", "2"}
 
 
+def test_evaluate_begins_where_it_is_told_to(tiny_folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        noise = rng.integers(0, 256, (8, 8 + ord(name) % 4, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    report, common = tmp_path / "report.json", ("evaluate", "--data", tmp_path, "--effort", 1)
+    common += ("--model", tiny_folder, "--no-ideal", "--rates", "9", "--json", report)
+
+    def sizes(*options: object) -> list[int]:
+        assert run(*common, *options).exit_code == 0
+        return [picture["bytes"] for picture in json.loads(report.read_text())["pictures"]]
+
+    every = sizes()
+    assert len(every) == 3
+    assert sizes("--first", 1, "--limit", 1) == every[1:2]
+    assert_refused(run(*common, "--first", 3), DATA_ERROR, "no pictures after the first 3")
+
+
 def test_quantize_makes_files_that_decode_everywhere(tiny_folder: Path, tmp_path: Path) -> None:
     """A model folder gets its integer network; files say so and belong to it alone."""
     folder, coded, back = tmp_path / "model", tmp_path / "a.ddc", tmp_path / "a.png"

@@ -46,7 +46,8 @@ _SHOWN = (1000, 750, 500, 250, 100, 50, 20, 10, 5, 2, 1, 0)
 
 @main.command()
 @click.option("--data", type=PATH, required=True, multiple=True, help="Folder, archive or image.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many pictures.")
+@click.option("--first", type=click.IntRange(0), default=0, help="Leave out so many pictures.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many pictures.")
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
@@ -101,7 +102,9 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     for output in (options["plot"], options["json_path"]):
         if output:
             check_folder(output)
-    pictures = load_images(list(options["data"]))[: options["limit"]]
+    pictures = load_images(list(options["data"]))[options["first"] :][: options["limit"]]
+    if not pictures:
+        raise DataError(f"there are no pictures after the first {options['first']}")
     if options["bound"]:
         _evaluate_bound(pictures, **options)
     elif options["fid"]:
