@@ -23,7 +23,7 @@ class Entry:
 
 
 CATALOGUE: dict[int, Entry] = {
-    1: Entry("cifar10", bytes.fromhex("d9134a"), 2),
+    1: Entry("cifar10", bytes.fromhex("53163b"), 2),
     2: Entry("photo", bytes.fromhex("d75b61"), 3),
 }
 

@@ -117,7 +117,7 @@ PLANS = {
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
 }
-NUMBERED_MODELS = {1: (bytes.fromhex("d9134a"), 2), 2: (bytes.fromhex("d75b61"), 3)}
+NUMBERED_MODELS = {1: (bytes.fromhex("53163b"), 2), 2: (bytes.fromhex("d75b61"), 3)}
 """Fingerprint and own plan (§8)."""
 
 
