@@ -3,11 +3,13 @@
 Sender and receiver share an endless random codebook.  The decoder's state is the last 32 bits
 of the stream (a bit-shift trellis); coefficient i shifts in k_i new bits and then reads
 
-    g_i = byte_sum(mix(state ^ key_i)),        an integer, nearly N(0, G_STD²),
+    g_i = ± byte_sum(mix((state | 1) ^ key_i)),        an integer, nearly N(0, G_STD²),
 
-which the channel scales to a candidate value of p = N(0, 1 + s_i).  The receiver only slides a
-window over the bits.  The sender searches the bits for which the values lie close to the
-shifts d_i it wants to convey, that is for which log q − log p of the whole sequence is large.
+the sign being that of the latest bit, + for 1: of two paths that differ in it alone, one always
+lies towards the shift.  The channel scales g_i to a candidate value of p = N(0, 1 + s_i).  The
+receiver only slides a window over the bits.  The sender searches the bits for which the values
+lie close to the shifts d_i it wants to convey, that is for which log q − log p of the whole
+sequence is large.
 
 Invariants
 * bits are used most significant first; state_i = the 32 bits that end at bit K_i = Σ_{j≤i} k_j
