@@ -43,6 +43,7 @@ from diffcodec.model_check import (
     read_tensors,
 )
 from diffcodec.network import CodecUNet, NetworkConfig
+from diffcodec.parallel import one_torch_thread
 from diffcodec.plans import PLANS, Plan
 from diffcodec.schedule import Schedule
 from diffcodec.transform import BANDS, BLOCK
@@ -132,13 +133,8 @@ def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread inside the block, which only one thread enters at a time."""
-    with _THREADS:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    with _THREADS, one_torch_thread():
+        yield
 
 
 class Model:

@@ -186,7 +186,11 @@ def _holes(count, cost, threshold, places):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _extras(count, far, threshold, places):  # type: ignore[no-untyped-def]
-    """The paths both of whose children survive: the number."""
+    """The paths both of whose children survive: the number.
+
+    Not one function with :func:`_holes`: which way to compare, as an argument, takes half as long
+    again (0.72 instead of 0.46 ns a path), and this is where the search spends its time.
+    """
     n = 0
     for p in range(count):
         places[n] = p
