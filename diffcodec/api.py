@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -141,7 +140,7 @@ def encode(
         return writer.getvalue()
     start, strip = writer.size, 0  # of the layer that comes next
     sent = send(model, picture.levels, settings, EFFORTS[effort], pulse)
-    with one_torch_thread() if area <= SMALL_PIXELS else nullcontext():
+    with one_torch_thread(area <= SMALL_PIXELS):
         for layer in _whole_layers(sent, header.plan, watch):
             if layer.b:
                 start = writer.size
@@ -353,15 +352,16 @@ def decode_layers(
             refresh(decoded(shown, front.metadata, header.trailer), reader.place)
 
     try:
-        shown = receive(
-            model,
-            reader,
-            settings_of(header),
-            stop_t=stop_t,
-            render=RENDERS[recon](seed),
-            draw=recon == "sample",
-            watch=watch,
-        )
+        with one_torch_thread(header.width * header.height <= SMALL_PIXELS):
+            shown = receive(
+                model,
+                reader,
+                settings_of(header),
+                stop_t=stop_t,
+                render=RENDERS[recon](seed),
+                draw=recon == "sample",
+                watch=watch,
+            )
     except DamageError:
         raise
     except FormatError as e:

@@ -58,6 +58,13 @@ MAX_ESCAPE_BYTES = 8
 SEARCH_LIMIT = 1 << 22
 """The sender never looks at more candidates than this for one coefficient."""
 
+LEAD = 7
+"""Bits of a segment that come before its first coefficient.
+
+A choice among 128 paths at the beginning conveys more than the last 7 bits would at the end, where
+only few coefficients are left to depend on them.
+"""
+
 MIN_BITS = 4
 """A segment expected to take less than this is left out: its y are drawn from the noise."""
 
@@ -122,11 +129,11 @@ def _budget_bits(rate: I64, eta: int) -> int:
 
 
 def _bit_ends(rate: I64, bits: int) -> I64:
-    """K_i: ``bits`` dealt in proportion to the rates."""
+    """K_i: ``bits`` dealt in proportion to the rates, LEAD ahead of them."""
     total = int(rate.sum())
     if total == 0:
         return np.zeros(len(rate), dtype=np.int64)
-    return np.cumsum(rate) * bits // total
+    return np.minimum(bits, LEAD + np.cumsum(rate) * bits // total)
 
 
 def _trellis_bits(rate: I64, eta: int, head_bits: int) -> int:
@@ -233,7 +240,8 @@ def send_segment(
     coded = rate > 0
     path = np.zeros(bits, dtype=np.uint8)
     if coded.any():
-        k = np.diff(ends, prepend=0)[coded]
+        lead = min(bits, LEAD)
+        k = np.diff(ends[coded], prepend=lead)
         widest = k.max()
         found = trellis.search(
             rest[coded].astype(np.float32),
@@ -242,6 +250,7 @@ def send_segment(
             k,
             deal.keys[coded],
             np.uint32(deal.initial),
+            lead,
             min(survivors, SEARCH_LIMIT >> int(widest)),
         )
         path[: len(found)] = found

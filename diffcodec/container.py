@@ -1,4 +1,4 @@
-"""The .ddc container, version 3: bytes ↔ header and layers.  docs/format.md is its specification.
+"""The .ddc container, version 5: bytes ↔ header and layers.  docs/format.md is its specification.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -16,7 +16,7 @@ from diffcodec.errors import FormatError
 from diffcodec.plans import PLANS, Plan
 
 MAGIC = b"\xdd"
-VERSION = 3
+VERSION = 5
 VERSION_1 = b"\xddC"
 """What files of version 1 began with; nobody was given any of versions 1 and 2."""
 

@@ -32,6 +32,7 @@ from diffcodec import int8
 from diffcodec.errors import ModelError
 from diffcodec.network import LEAK
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
+from diffcodec.packed import PackedConv2d
 from diffcodec.tables import OCTAVE
 
 ACTIVATION_MAX = 2047
@@ -48,6 +49,8 @@ COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
 """Convolutions whose inputs have no activation function before them."""
+STAGES = {"down0": 0, "up0": 0, "down1": 1, "up1": 1, "middle": 2}
+"""Where the residual blocks are, and at which level: 1/2, 1/4 or 1/8 of the picture's size."""
 
 
 class Integers(NamedTuple):
@@ -132,10 +135,11 @@ class ExactNetwork:
     """
 
     def __init__(self, tensors: dict[str, Tensor], blocks: tuple[int, int, int]) -> None:
-        self.tensors, self.blocks = tensors, blocks
+        self.tensors = tensors
         self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
         self.weights: dict[str, Tensor] = {}
         self._constants: dict[str, tuple[Tensor, ...]] = {}
+        self._packed: dict[str, PackedConv2d] = {}
         self._int8: dict[str, int8.Int8Conv2d] = {}
         _check_convolutions()
         for key, value in tensors.items():
@@ -150,8 +154,19 @@ class ExactNetwork:
                 if reach >= SUM_LIMIT:
                     raise ModelError(f"{name}: partial sums could reach {reach} >= 2**24")
                 self.weights[name] = weight
+                self._packed[name] = PackedConv2d(weight)
                 if "." in name and float(weight.abs().max()) <= int8.WEIGHT_MAX:
                     self._int8[name] = int8.Int8Conv2d(weight)
+        self._stages = {stage: self._busy(stage, blocks[k]) for stage, k in STAGES.items()}
+
+    def _busy(self, stage: str, count: int) -> list[str]:
+        """The blocks of a stage that do anything: what the others add is always 0."""
+
+        def is_busy(name: str) -> bool:
+            constants = (self.tensors[f"{name}.conv_out.out_{kind}"] for kind in ("mul", "add"))
+            return any(bool(values.any()) for values in constants)
+
+        return [name for k in range(count) if is_busy(name := f"{stage}.{k}")]
 
     def missing(self, timesteps: Iterable[int]) -> list[int]:
         """Those of ``timesteps`` the network cannot be evaluated at."""
@@ -169,8 +184,7 @@ class ExactNetwork:
         return F.leaky_relu_(a, LEAK).round_().clamp_(-LEAKY_MAX, ACTIVATION_MAX)
 
     def _conv(self, a: Tensor, name: str) -> Tensor:
-        weight = self.weights[name]
-        return F.conv2d(a, weight, padding=weight.shape[-1] // 2)
+        return self._packed[name](a)
 
     def _step(self, x: Tensor, name: str, row: int) -> Tensor:
         """A convolution's output in the units of what it is added to."""
@@ -179,22 +193,21 @@ class ExactNetwork:
         y += self._constant(f"{name}.out_add", row)
         return y.round_()
 
-    def _stage(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
+    def _stage(self, r: Tensor, stage: str, row: int) -> Tensor:
         """Residual blocks on ``r``, which they overwrite."""
-        if r[0, 0].numel() >= INT8_PIXELS and self._has_int8(stage, count):
-            return self._stage_of_int8(r, stage, count, row)
-        for k in range(count):
-            name = f"{stage}.{k}"
+        if r[0, 0].numel() >= INT8_PIXELS and self._has_int8(stage):
+            return self._stage_of_int8(r, stage, row)
+        for name in self._stages[stage]:
             y = self._conv(self._quantize(r, f"{name}.conv_in", row), f"{name}.conv_in")
             r = _bounded(r.add_(self._step(y, f"{name}.conv_out", row)))
         return r
 
-    def _has_int8(self, stage: str, count: int) -> bool:
-        names = product(range(count), ("conv_in", "conv_out"))
-        every = all(f"{stage}.{k}.{conv}" in self._int8 for k, conv in names)
+    def _has_int8(self, stage: str) -> bool:
+        names = product(self._stages[stage], ("conv_in", "conv_out"))
+        every = all(f"{block}.{conv}" in self._int8 for block, conv in names)
         return every and int8.is_exact_here()
 
-    def _stage_of_int8(self, r: Tensor, stage: str, count: int, row: int) -> Tensor:
+    def _stage_of_int8(self, r: Tensor, stage: str, row: int) -> Tensor:
         """:meth:`_stage` with 8-bit convolutions: the same integers, in memory channels last."""
 
         def constant(name: str) -> NDArray[np.float32]:
@@ -202,8 +215,8 @@ class ExactNetwork:
 
         flat = r[0].permute(1, 2, 0).contiguous().numpy()
         planes = np.empty(flat.shape, np.uint8), np.empty(flat.shape, np.uint8)
-        for k in range(count):
-            name, other = f"{stage}.{k}.conv_in", f"{stage}.{k}.conv_out"
+        for block in self._stages[stage]:
+            name, other = f"{block}.conv_in", f"{block}.conv_out"
             int8.split(flat, constant(f"{name}.in_mul"), constant(f"{name}.in_add"), planes)
             sums = self._int8[name](*planes)
             mul, add = constant(f"{other}.in_mul"), constant(f"{other}.in_add")
@@ -220,19 +233,18 @@ class ExactNetwork:
         ``t`` must not be :meth:`missing`.
         """
         row = self.rows[t]
-        n0, n1, n2 = self.blocks
         with torch.inference_mode(), _plain_convolutions():
             state = x[None].float()
             features = F.pixel_unshuffle(_features(state, x.shape[1], x.shape[2]), 2)
-            r0 = self._stage(_bounded(self._step(features, "stem", row)), "down0", n0, row)
+            r0 = self._stage(_bounded(self._step(features, "stem", row)), "down0", row)
             r1 = _bounded(self._step(F.pixel_unshuffle(r0, 2), "to1", row))
-            r1 = self._stage(r1, "down1", n1, row)
+            r1 = self._stage(r1, "down1", row)
             r2 = _bounded(self._step(F.pixel_unshuffle(r1, 2), "to2", row))
-            r2 = self._stage(r2, "middle", n2, row)
+            r2 = self._stage(r2, "middle", row)
             r1 = _bounded(r1.add_(F.pixel_shuffle(self._step(r2, "from2", row), 2)))
-            r1 = self._stage(r1, "up1", n1, row)
+            r1 = self._stage(r1, "up1", row)
             r0 = _bounded(r0.add_(F.pixel_shuffle(self._step(r1, "from1", row), 2)))
-            r0 = self._stage(r0, "up0", n0, row)
+            r0 = self._stage(r0, "up0", row)
             head = self._quantize(r0, "eps_head", row)
             out = self._real(self._conv(head, "eps_head"), "eps_head", row)
             pixel = self._real(self._conv(head, "pixel_head"), "pixel_head", row)

@@ -32,6 +32,15 @@ def mix(x: U32) -> U32:
     return x
 
 
+def _mix(x: int) -> int:
+    """:func:`mix` of one word; an array of one takes twenty times as long."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D & _MASK
+    x ^= x >> 15
+    x = x * 0x846CA68B & _MASK
+    return x ^ x >> 16
+
+
 def derive_key(*parts: int) -> int:
     """One 32-bit key out of non-negative integers (seed, purpose, timestep, segment …)."""
     key = 0
@@ -39,8 +48,7 @@ def derive_key(*parts: int) -> int:
         if part < 0:
             raise ValueError(f"key parts must not be negative: {parts}")
         while True:
-            word = (key ^ (part & _MASK)) + GOLDEN & _MASK
-            key = int(mix(np.array([word], dtype=np.uint32))[0])
+            key = _mix((key ^ (part & _MASK)) + GOLDEN & _MASK)
             part >>= 32
             if not part:
                 break

@@ -26,12 +26,15 @@ def mark_worker() -> None:
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Let the calling thread alone do its convolutions inside the block.
+def one_torch_thread(wanted: bool = True) -> Iterator[None]:
+    """Let the calling thread alone do its convolutions inside the block, if that is ``wanted``.
 
     Torch's threads go on turning for a while after each, which slows down whatever else the
     cores have to do: of a small picture that costs more than they bring.
     """
+    if not wanted:
+        yield
+        return
     import torch
 
     threads = torch.get_num_threads()

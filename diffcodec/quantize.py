@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffcodec.exact import ACTIVATION_MAX, LEAKY_MAX, SIGNED, SUM_LIMIT, X_UNIT, sum_reach
+from diffcodec.exact import (
+    ACTIVATION_MAX,
+    LEAKY_MAX,
+    SIGNED,
+    STAGES,
+    SUM_LIMIT,
+    X_UNIT,
+    sum_reach,
+)
 from diffcodec.network import DATA_VARIANCE, CodecUNet, Conv2d
 from diffcodec.schedule import Schedule
 
@@ -54,8 +62,14 @@ class _Ranges:
 
 
 _LEVEL_ENTRIES = {"stem", "to1", "to2", "from2", "from1"}
-_LEVELS = {"stem": 0, "down0": 0, "up0": 0, "from1": 0, "to1": 1, "down1": 1, "up1": 1}
-_LEVELS |= {"from2": 1, "to2": 2, "middle": 2}
+_LEVELS = {"stem": 0, "from1": 0, "to1": 1, "from2": 1, "to2": 2} | STAGES
+
+SHUT = 0.003
+"""A residual block whose last gains are smaller than this on average is left out.
+
+Some blocks shut themselves in training.  In `cifar10` two have gains of 0.001 where those of the
+others are 0.2 to 0.4, and without them every step takes the same bits to 0.05 %.
+"""
 
 
 def quantize(
@@ -124,12 +138,15 @@ class _Builder:
         for level, names in enumerate((["to1", "eps_head"], ["to2", "from1"], ["from2"])):
             for name in names:
                 self._residual_input(name, level)
-        for stage, level in (("down0", 0), ("up0", 0), ("down1", 1), ("up1", 1), ("middle", 2)):
+        for stage, level in STAGES.items():
             for k, block in enumerate(getattr(self.network, stage)):
                 name = f"{stage}.{k}"
                 self._residual_input(f"{name}.conv_in", level)
                 self._film_input(f"{name}.conv_in", f"{name}.conv_out", block.film)
                 self._residual_output(f"{name}.conv_out", level)
+                if float(block.conv_out.gain.detach().abs().mean()) < SHUT:
+                    self.out[f"{name}.conv_out.out_mul"].zero_()
+                    self.out[f"{name}.conv_out.out_add"].zero_()
         for name in _LEVEL_ENTRIES:
             self._residual_output(name, _LEVELS[name])
         self._coef_inputs()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -123,21 +123,7 @@ class Schedule:
         """The strided step a → b of the reverse chain, 0 <= b < a <= T."""
         if not 0 <= b < a <= self.timesteps:
             raise ValueError(f"a step needs 0 <= b < a <= {self.timesteps}, not {a} -> {b}")
-        with localcontext(prec=40):
-            abar_a, abar_b = self._exact[a], self._exact[b]
-            rest_a, rest_b = 1 - abar_a, 1 - abar_b
-            alpha = abar_a / abar_b
-            beta = 1 - alpha
-            gain2 = abar_b / abar_a * beta / rest_b if b else Decimal("Infinity")
-            return Step(
-                a=a,
-                b=b,
-                coef_x0=float(abar_b.sqrt() * beta / rest_a),
-                coef_xa=float(alpha.sqrt() * rest_b / rest_a),
-                variance=float(rest_b / rest_a * beta),
-                eps_gain=float(gain2.sqrt()),
-                gain_index=int((gain2.ln() / Decimal(2).ln() * 8).to_integral_value()) if b else 0,
-            )
+        return _step(self, a, b)
 
     # -- the variational bound, eq. 5 ------------------------------------------------------
 
@@ -181,3 +167,23 @@ class Step:
     def posterior_mean(self, x_0: F64, x_a: F64) -> F64:
         """μ̃(x_a, x_0), eq. 7 with a stride."""
         return self.coef_x0 * x_0 + self.coef_xa * x_a
+
+
+@lru_cache(maxsize=1024)
+def _step(schedule: Schedule, a: int, b: int) -> Step:
+    """:meth:`Schedule.step`, kept: a chain has few steps, and decimal arithmetic takes its time."""
+    with localcontext(prec=40):
+        abar_a, abar_b = schedule._exact[a], schedule._exact[b]
+        rest_a, rest_b = 1 - abar_a, 1 - abar_b
+        alpha = abar_a / abar_b
+        beta = 1 - alpha
+        gain2 = abar_b / abar_a * beta / rest_b if b else Decimal("Infinity")
+        return Step(
+            a=a,
+            b=b,
+            coef_x0=float(abar_b.sqrt() * beta / rest_a),
+            coef_xa=float(alpha.sqrt() * rest_b / rest_a),
+            variance=float(rest_b / rest_a * beta),
+            eps_gain=float(gain2.sqrt()),
+            gain_index=int((gain2.ln() / Decimal(2).ln() * 8).to_integral_value()) if b else 0,
+        )

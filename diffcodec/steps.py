@@ -258,10 +258,11 @@ def _take(own: _Segment, cut: Cut, eta: int) -> bytes:
     def size() -> int:
         return channel.segment_size(cut.take(0), own.s_index, eta=eta, mute=own.mute)
 
-    while (seen := len(cut.take(0))) < min(size(), HEAD_BYTES) and cut.has(seen + 1):
-        pass  # until the head is there, which says how long the segment is
-    cut.has(size())
-    return cut.take(size())
+    wanted = size()
+    while (seen := len(cut.take(0))) < min(wanted, HEAD_BYTES) and cut.has(seen + 1):
+        wanted = size()  # until the head is there, which says how long the segment is
+    cut.has(wanted)
+    return cut.take(wanted)
 
 
 def _receive(

@@ -25,6 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from diffcodec.noise import byte_sum, mix
+from diffcodec.simd import LANES, places_above, places_within
 
 G_STD = (4 * (256**2 - 1) / 12) ** 0.5
 """Standard deviation of g: four independent uniform bytes."""
@@ -158,44 +159,15 @@ def _threshold(count, keep, first, second, histogram):  # type: ignore[no-untype
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _keep(count, state, origin, cost, branch, threshold, to_state, to_origin, to_cost):  # type: ignore[no-untyped-def]
-    """Copy the paths that cost no more than ``threshold``: their number.
-
-    There is no branch: every path is written, and the target moves on past those that are kept,
-    so the targets have one place to spare.
-    """
+def _keep(number, places, state, origin, cost, branch, to_state, to_origin, to_cost):  # type: ignore[no-untyped-def]
+    """Copy the paths at ``places``."""
     bits = np.uint32(branch)
-    n = 0
-    for p in range(count):
-        to_state[n] = np.uint32(state[p] | bits)
-        to_origin[n] = origin[p]
-        to_cost[n] = cost[p]
-        n += np.int64(cost[p] <= threshold)  # type: ignore[assignment]
-    return n
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _holes(count, cost, threshold, places):  # type: ignore[no-untyped-def]
-    """The paths of which no child survives; written without a branch, as in _keep: the number."""
-    n = 0
-    for p in range(count):
-        places[n] = p
-        n += np.int64(cost[p] > threshold)  # type: ignore[assignment]
-    return n
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def _extras(count, far, threshold, places):  # type: ignore[no-untyped-def]
-    """The paths both of whose children survive: the number.
-
-    Not one function with :func:`_holes`: which way to compare, as an argument, takes half as long
-    again (0.72 instead of 0.46 ns a path), and this is where the search spends its time.
-    """
-    n = 0
-    for p in range(count):
-        places[n] = p
-        n += np.int64(far[p] <= threshold)  # type: ignore[assignment]
-    return n
+    for n in range(number):
+        to_state[n] = np.uint32(state[places[n]] | bits)
+    for n in range(number):
+        to_origin[n] = origin[places[n]]
+    for n in range(number):
+        to_cost[n] = cost[places[n]]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -219,8 +191,8 @@ def _replace(count, most, state, origin, cost, far, threshold, holes, extras):  
     Most survivors are nearer children, which stay where they are; further ones take the places
     of those that do not survive.
     """
-    free = _holes(count, cost, threshold, holes)
-    wanted = _extras(count, far, threshold, extras)
+    free = places_above(count, cost, threshold, holes)  # neither child survives
+    wanted = places_within(count, far, threshold, extras)  # both do
     wanted = min(wanted, free + most - count)
     for n in range(free, wanted):  # places behind the last one
         holes[n] = count + n - free
@@ -252,24 +224,25 @@ def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-untyped-def]
+def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignore[no-untyped-def]
     """The sender: M-algorithm search for the stream that best conveys ``d``.
 
     d: float32 [n], shifts; scale: float32 [n], √(1+s)/G_STD; penalty: float32 [n],
     1/(2(1+s)); k: int64 [n], bits per coefficient, each ≤ 31; keys: uint32 [n];
-    initial: uint32 state; survivors: M.  Returns uint8 [Σk] of 0/1.
+    initial: uint32 state; lead: bits before the first coefficient, ≤ 31; survivors: M.
+    Returns uint8 [lead + Σk] of 0/1.
 
     Every ≤ 32 bits all survivors' states are stored with a pointer to their ancestor in the
     previous store, which is all that is needed to read the best path back.
     """
     n = len(d)
-    total_bits = 0
+    total_bits = lead
     widest = 0
     for i in range(n):
         total_bits += k[i]
         widest = max(widest, k[i])
     # The survivors' number wanders; the branches of one coefficient all fit before they are cut.
-    most = survivors + survivors // 4 + 64
+    most = max(survivors + survivors // 4 + 64, 1 << lead)
     room = 2 * most + 1
     state = np.empty(room, np.uint32)
     cost = np.empty(room, np.float32)
@@ -279,17 +252,18 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
     new_cost = np.empty(room, np.float32)
     child_cost = np.empty(most << widest, np.float32)
     histogram = np.empty(_BINS, np.int32)
-    holes = np.empty(most + 1, np.int32)
-    extras = np.empty(most + 1, np.int32)
+    holes = np.empty(most + LANES, np.int32)
+    extras = np.empty(most + LANES, np.int32)
     stores = total_bits // max(1, 32 - widest) + 2
     kept_state = np.empty((stores, most), np.uint32)
     kept_origin = np.empty((stores, most), np.int32)
     kept_bits = np.zeros(stores, np.int64)
-    state[0] = initial
-    cost[0] = 0.0
-    count = 1
+    count = 1 << lead
+    for p in range(count):
+        state[p] = np.uint32(np.uint32(initial * np.uint32(count)) | np.uint32(p))
+    cost[:count] = 0.0
     stored = 0
-    pending = 0
+    pending = lead
     for i in range(n):
         a = (np.float32(0.5) - penalty[i]) * scale[i] * scale[i]
         b = d[i] * scale[i]
@@ -324,18 +298,21 @@ def search(d, scale, penalty, k, keys, initial, survivors):  # type: ignore[no-u
             threshold = _threshold(half, survivors, child_cost, child_cost[half:], histogram)
         kept = 0
         for branch in range(branches):
-            kept += _keep(
-                count,
+            costs = child_cost[branch * count : (branch + 1) * count]
+            number = min(places_within(count, costs, threshold, extras), most - kept)
+            to = slice(kept, kept + number)
+            _keep(
+                number,
+                extras,
                 state,
                 origin,
-                child_cost[branch * count : (branch + 1) * count],
+                costs,
                 branch,
-                threshold,
-                new_state[kept:],
-                new_origin[kept:],
-                new_cost[kept:],
+                new_state[to],
+                new_origin[to],
+                new_cost[to],
             )
-            kept = min(kept, most)
+            kept += number
         count = kept
         state, new_state = new_state, state
         origin, new_origin = new_origin, origin

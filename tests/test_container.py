@@ -86,13 +86,13 @@ def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPa
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd312000010203")
+    start = bytes.fromhex("dd512000010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd36"  # version 3, flags grey and options
+            "dd56"  # version 5, flags grey and options
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "00010203"
@@ -107,7 +107,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[1:3].hex() == "3770"  # version 3, flags square, grey, options
+    assert options.encode()[1:3].hex() == "5770"  # version 5, flags square, grey, options
 
 
 @given(headers)
@@ -157,16 +157,16 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (b"\xdd", "ends inside its header"),
         (MAGIC, "ends inside its header"),
         (MAGIC + b"\x20", "version 2"),
-        (MAGIC + b"\x50", "version 5"),
+        (MAGIC + b"\x60", "version 6"),
         (MAGIC + b"\x00", "version 0"),
         (MAGIC + b"C\x11", "version 1"),
-        (MAGIC + b"\x38", "more than this version knows"),
-        (MAGIC + b"\x34\x80", "more than this version knows"),
-        (MAGIC + b"\x34\x40", "more than this version knows"),  # one plane for three, not grey
-        (MAGIC + b"\x30\x00", "width is 0"),
-        (MAGIC + b"\x30\x01\x00", "height is 0"),
-        (MAGIC + b"\x30\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
-        (MAGIC + b"\x31\x20\xfe", "model number 254"),
+        (MAGIC + b"\x58", "more than this version knows"),
+        (MAGIC + b"\x54\x80", "more than this version knows"),
+        (MAGIC + b"\x54\x40", "more than this version knows"),  # one plane for three, not grey
+        (MAGIC + b"\x50\x00", "width is 0"),
+        (MAGIC + b"\x50\x01\x00", "height is 0"),
+        (MAGIC + b"\x50\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"\x51\x20\xfe", "model number 254"),
     ],
 )
 def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
@@ -175,7 +175,7 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    start = MAGIC + b"\x35\x01\x08\0" + FINGERPRINT + b"\xfe"
+    start = MAGIC + b"\x55\x01\x08\0" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
         read_header(start + bytes([crc8(start)]))
 
@@ -200,13 +200,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x35\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x55\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x35\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
+    start = MAGIC + b"\x55\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 

@@ -126,6 +126,30 @@ def test_activations_keep_their_range(
     assert seen == set(network.weights)
 
 
+def test_a_block_that_adds_nothing_is_left_out(pair: tuple[CodecUNet, dict[str, Tensor]]) -> None:
+    tensors = dict(pair[1])
+    for kind in ("mul", "add"):
+        name = f"down0.0.conv_out.out_{kind}"
+        tensors[name] = torch.zeros_like(tensors[name])
+    network = ExactNetwork(tensors, CONFIG.blocks)
+    quick = [network(state(t, 5), t) for t in TIMES]
+    assert network._stages["down0"] == []
+    network._stages["down0"] = ["down0.0"]
+    for t, found in zip(TIMES, quick, strict=True):
+        assert same(network(state(t, 5), t), found)
+
+
+def test_a_block_that_shut_itself_is_left_out() -> None:
+    network = random_network(5)
+    with torch.no_grad():
+        network.middle[0].conv_out.gain.mul_(1e-4)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    tensors = quantize(network, Schedule(), TIMES, images, generator)
+    stages = ExactNetwork(tensors, CONFIG.blocks)._stages
+    assert (stages["middle"], stages["down0"]) == ([], ["down0.0"])
+
+
 def test_too_large_weights_are_refused(pair: tuple[CodecUNet, dict[str, Tensor]]) -> None:
     broken = dict(pair[1])
     broken["stem.weight"] = torch.full_like(broken["stem.weight"], 3000)

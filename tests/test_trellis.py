@@ -90,13 +90,18 @@ GOLDEN = [78, 228, -86, -161, -270, 88]
 
 
 class Source:
-    """n shifts d ~ N(0, s) with k bits each, as the channel hands them to the search."""
+    """n shifts d ~ N(0, s) with k bits each, as the channel hands them to the search.
 
-    def __init__(self, seed: int, n: int, s: float, rate: float) -> None:
+    ``lead`` of the bits come before the first coefficient, and the last ones get none.
+    """
+
+    def __init__(self, seed: int, n: int, s: float, rate: float, lead: int = 0) -> None:
         self.s = s
         self.d = np.random.default_rng(seed).normal(0.0, s**0.5, n)
-        self.ends: I64 = np.floor(np.arange(1, n + 1) * rate + 1e-9).astype(np.int64)
-        self.k: I64 = np.diff(self.ends, prepend=0)
+        dealt = np.floor(np.arange(1, n + 1) * rate + 1e-9).astype(np.int64)
+        self.lead = lead
+        self.ends: I64 = np.minimum(dealt[-1], lead + dealt)
+        self.k: I64 = np.diff(self.ends, prepend=lead)
         self.keys = counter_hash(seed + 1, n)
         self.initial = 12345 + seed
 
@@ -110,6 +115,7 @@ class Source:
                 self.k,
                 self.keys,
                 np.uint32(self.initial),
+                self.lead,
                 survivors,
             )
         )
@@ -137,9 +143,10 @@ def test_without_bits_there_is_nothing_to_search() -> None:
     assert len(source.search(16)) == 0
 
 
-def test_an_exhaustive_search_finds_the_cheapest_sequence() -> None:
+@pytest.mark.parametrize("lead", [0, 1, 7, 10])
+def test_an_exhaustive_search_finds_the_cheapest_sequence(lead: int) -> None:
     """With as many survivors as there are sequences the search must equal brute force."""
-    source = Source(3, 20, 1.0, 0.5)
+    source = Source(3, 20, 1.0, 0.5, lead)
     count = int(source.ends[-1])
     every = (np.arange(1 << count)[:, None] >> np.arange(count - 1, -1, -1)) & 1
     cheapest = min(source.cost(source.values(bits)) for bits in every.astype(np.uint8))
@@ -176,6 +183,17 @@ def test_rate_over_the_rate_of_the_error_reached(s: float, limit: float) -> None
     assert 0.95 < np.mean(errors) < 1.06
     conveyed = np.mean(costs)
     assert rate / conveyed < limit
+
+
+@pytest.mark.parametrize("s", [0.6, 2.5])
+def test_bits_ahead_make_short_sequences_cheaper(s: float) -> None:
+    """By 2.2 and 3.9 % of 150 bits, 7 being ahead; the mean of 60 seeds scatters by 0.7 %."""
+    rate = 0.5 * np.log2(1 + s)
+    conveyed = []
+    for lead in (0, 7):
+        sources = [Source(seed, int(150 / rate), s, rate, lead) for seed in range(60)]
+        conveyed.append(-np.mean([x.cost(x.values(x.search(512))) * len(x.d) for x in sources]))
+    assert conveyed[1] > conveyed[0] + 0.01 * 150 * np.log(2.0)
 
 
 @pytest.mark.parametrize("s", [0.3, 3.0])

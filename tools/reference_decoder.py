@@ -116,6 +116,7 @@ PLANS = {
     1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
+    4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 NUMBERED_MODELS = {1: (bytes.fromhex("53163b"), 2), 2: (bytes.fromhex("d75b61"), 3)}
 """Fingerprint and own plan (§8)."""
@@ -160,7 +161,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         if take() != b"\xdd":
             raise RefusedError("no .ddc file")
         flags = take()[0]
-        if flags >> 4 != 3:
+        if flags >> 4 != 5:
             raise RefusedError(f"version {flags >> 4}")
         options = take()[0] if flags & 4 else 0
         grey, planes = bool(flags & 2), bool(options & 64)
@@ -626,7 +627,9 @@ def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Recei
     s, rate, budget = segment.scaled(j)
     head, total = bits.place, int(rate.sum())
     size = 8 * max(-(-head // 8), (head + (budget if total else 0) + 4) // 8)
-    ends = np.cumsum(rate) * (size - head) // total if total else np.zeros(n, np.int64)
+    ends = np.zeros(n, np.int64)
+    if total:
+        ends = np.minimum(size - head, 7 + np.cumsum(rate) * (size - head) // total)
     present = min(size, 8 * len(bits.content)) - head
     whole = present == size - head
 
