@@ -79,7 +79,8 @@ def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None 
                 reader.layers.append(Layer(rest, None, reader.place, len(content) + 1, False))
     except FormatError as e:
         damage = str(e)
-        reader.layers = [layer for layer in reader.layers if layer.end <= reader.sound]
+        sound = e.sound if isinstance(e, DamageError) else reader.sound
+        reader.layers = [layer for layer in reader.layers if layer.end <= sound]
     layers = reader.layers
     expected = len(header.plan.layers) + len(strips(header.height))
     complete = damage is None and len(layers) == expected and layers[-1].whole

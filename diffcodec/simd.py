@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding  # type: ignore[import-untyped]
 import numpy as np
-from llvmlite import ir
-from numba import config, njit, types
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 LANES = 16
@@ -22,10 +22,8 @@ LANES = 16
 
 def _has_compress() -> bool:
     """Whether numba compiles for a machine whose instruction packs 16 words at once."""
-    settings: Any = config
-    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None:
-        return False  # for another machine than this one, or for less than it has
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+    codegen: Any = cpu_target.target_context.codegen()
+    return "+avx512f" in getattr(codegen, "_tm_features", "").split(",")
 
 
 def _packing(comparison: str) -> Any:

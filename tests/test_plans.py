@@ -48,7 +48,7 @@ def test_impossible_plans_are_refused(timesteps: tuple[int, ...], eta: int, grou
 def test_more_effort_is_more_survivors() -> None:
     assert sorted(EFFORTS) == list(range(1, 10))
     assert default_effort(SMALL_PIXELS) == 5
-    assert default_effort(SMALL_PIXELS + 1) == 3
+    assert default_effort(SMALL_PIXELS + 1) == 4
     survivors = [EFFORTS[effort] for effort in sorted(EFFORTS)]
     assert survivors == sorted(set(survivors))
 

@@ -118,7 +118,7 @@ PLANS = {
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
-NUMBERED_MODELS = {1: (bytes.fromhex("53163b"), 2), 2: (bytes.fromhex("d75b61"), 3)}
+NUMBERED_MODELS = {1: (bytes.fromhex("bc6636"), 4), 2: (bytes.fromhex("707d4d"), 3)}
 """Fingerprint and own plan (§8)."""
 
 
