@@ -9,12 +9,14 @@ from diffcodec.plans import EFFORTS, PLANS, SMALL_PIXELS, Plan, default_effort
 
 def test_plans_never_change() -> None:
     """Files name plans by number; a changed entry would make them unreadable."""
+    small = (680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1)
     photo = (680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1)
     assert {
         0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
         1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
         2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
         3: Plan(photo, 134, 1),
+        4: Plan(small, 130, 6),
     } == PLANS
 
 
