@@ -18,7 +18,7 @@ from diffcodec.plans import PLANS, Plan
 MAGIC = b"\xdd"
 VERSION = 5
 VERSION_1 = b"\xddC"
-"""What files of version 1 began with; nobody was given any of versions 1 and 2."""
+"""What files of version 1 began with; nobody was given any of versions 1 to 3."""
 
 FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8

@@ -21,7 +21,12 @@ LANES = 16
 
 
 def _has_compress() -> bool:
-    """Whether numba compiles for a machine whose instruction packs 16 words at once."""
+    """Whether numba compiles for a machine whose instruction packs 16 words at once.
+
+    What numba will compile for is asked, not what the machine has: NUMBA_CPU_NAME,
+    NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX can ask for less, and LLVM ends the process over an
+    instruction that its target lacks.  There is no public way to ask; without an answer: no.
+    """
     codegen: Any = cpu_target.target_context.codegen()
     return "+avx512f" in getattr(codegen, "_tm_features", "").split(",")
 
@@ -30,7 +35,6 @@ def _packing(comparison: str) -> Any:
     """An intrinsic that stores the places p … p + 15 where ``comparison`` holds; the next n."""
     word, long, lanes = ir.IntType(32), ir.IntType(64), ir.VectorType(ir.IntType(32), LANES)
     floats, mask_type = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(1), LANES)
-
     insert: Any = cgutils.get_or_insert_function
 
     def splat(builder: Any, value: Any, vector: Any) -> Any:
@@ -54,13 +58,36 @@ def _packing(comparison: str) -> Any:
             compress = insert(builder.module, kind, name)
             packed = builder.call(compress, [all_places, ir.Constant(lanes, None), mask])
             there = builder.bitcast(builder.gep(target, [n]), lanes.as_pointer())
-            builder.store(packed, there, align=4)
+            builder.store(packed, there, align=4)  # all 16: the next ones go over the surplus
             number = builder.ctpop(builder.bitcast(mask, ir.IntType(LANES)))
             return builder.add(n, builder.zext(number, long))
 
         return types.int64(values, types.int64, types.float32, places, types.int64), generate
 
     return pack
+
+
+@njit(nogil=True, cache=True)
+def _above(first, n, count, values, threshold, places):  # type: ignore[no-untyped-def]
+    """Go on at ``first`` with n places found, without a branch: every place is written, and the
+    target moves on past those that are meant."""
+    for p in range(first, count):
+        places[n] = p
+        n += np.int64(values[p] > threshold)
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _within(first, n, count, values, threshold, places):  # type: ignore[no-untyped-def]
+    """The same where values do not exceed the threshold.
+
+    Not one function with :func:`_above`: which way to compare, as an argument, takes half as long
+    again (0.72 instead of 0.46 ns a value).
+    """
+    for p in range(first, count):
+        places[n] = p
+        n += np.int64(values[p] <= threshold)
+    return n
 
 
 if _has_compress():
@@ -76,10 +103,7 @@ if _has_compress():
         whole = count // LANES * LANES
         for p in range(0, whole, LANES):
             n = _pack_above(values, p, threshold, places, n)
-        for p in range(whole, count):
-            places[n] = p
-            n += np.int64(values[p] > threshold)  # type: ignore[assignment]
-        return n
+        return _above(whole, n, count, values, threshold, places)
 
     @njit(nogil=True, cache=True)
     def places_within(count, values, threshold, places):  # type: ignore[no-untyped-def]
@@ -88,30 +112,16 @@ if _has_compress():
         whole = count // LANES * LANES
         for p in range(0, whole, LANES):
             n = _pack_within(values, p, threshold, places, n)
-        for p in range(whole, count):
-            places[n] = p
-            n += np.int64(values[p] <= threshold)  # type: ignore[assignment]
-        return n
+        return _within(whole, n, count, values, threshold, places)
 
 else:
 
     @njit(nogil=True, cache=True)
     def places_above(count, values, threshold, places):  # type: ignore[no-untyped-def]
-        """Write where the first ``count`` values exceed the threshold: their number.
-
-        Every place is written, and the target moves on past those that are meant.
-        """
-        n = 0
-        for p in range(count):
-            places[n] = p
-            n += np.int64(values[p] > threshold)  # type: ignore[assignment]
-        return n
+        """Write where the first ``count`` values exceed the threshold: their number."""
+        return _above(0, 0, count, values, threshold, places)
 
     @njit(nogil=True, cache=True)
     def places_within(count, values, threshold, places):  # type: ignore[no-untyped-def]
         """Write where the first ``count`` values do not exceed the threshold: their number."""
-        n = 0
-        for p in range(count):
-            places[n] = p
-            n += np.int64(values[p] <= threshold)  # type: ignore[assignment]
-        return n
+        return _within(0, 0, count, values, threshold, places)

@@ -12,8 +12,8 @@ lie close to the shifts d_i it wants to convey, that is for which log q − log 
 sequence is large.
 
 Invariants
-* bits are used most significant first; state_i = the 32 bits that end at bit K_i = Σ_{j≤i} k_j
-  of (initial state, stream);
+* bits are used most significant first; state_i = the 32 bits that end at bit K_i = lead +
+  Σ_{j≤i} k_j of (initial state, stream), of which ``lead`` bits come before any coefficient;
 * a value depends on bits up to K_i only, so any prefix of the bits gives a prefix of values;
 * the number of survivors of the search is the sender's own business.
 """

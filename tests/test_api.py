@@ -182,13 +182,12 @@ def test_batches_are_the_same_as_one_by_one(tiny: Model) -> None:
     assert api.encode_batch([], model=tiny) == []
 
 
-def test_decoding_a_batch(bird: U8, bird_file: bytes, shipped: Model) -> None:
+def test_decoding_a_batch(bird: U8, bird_file: bytes) -> None:
     shown = api.decode_batch([bird_file, bird_file[:300], bird_file])
     assert [d.exact for d in shown] == [True, False, True]
     np.testing.assert_array_equal(shown[0].pixels, bird)
     np.testing.assert_array_equal(shown[1].pixels, diffcodec.decode(bird_file[:300]).pixels)
-    smallest = min(t for t in shipped.plan.timesteps if t >= 20)
-    assert {d.t for d in api.decode_batch([bird_file] * 2, stop_t=20)} == {smallest}
+    assert {d.t for d in api.decode_batch([bird_file] * 2, stop_t=20)} == {26}
 
 
 def test_a_damaged_file_in_a_batch_is_an_error(bird_file: bytes) -> None:
