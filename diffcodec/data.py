@@ -24,6 +24,7 @@ U8 = NDArray[np.uint8]
 Labelled = tuple[U8, int]
 NO_CLASS = -1
 IMAGE_SUFFIXES = {".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg"}
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 MOSAIC_TILE = 32
 MOSAIC_WIDTH = 3200
 
@@ -196,6 +197,20 @@ def reduced(images: list[U8], factors: Sequence[int], smallest: int) -> list[U8]
             whole = Image.fromarray(np.ascontiguousarray(pixels[:height, :width]))
             found.append(np.asarray(whole.reduce(factor)))
     return found
+
+
+def subsampled(pixels: U8) -> U8:
+    """The picture with its colours at half the resolution (4:2:0), as JPEG and video keep them.
+
+    Differences of R, G and B to the luma (BT.601) are averaged over 2×2 pixels and interpolated.
+    """
+    luma = pixels @ LUMA
+    planes = []
+    for number in range(3):
+        difference = Image.fromarray(pixels[..., number] - luma)
+        half = difference.reduce(2).resize(difference.size, Image.Resampling.BILINEAR)
+        planes.append(luma + np.asarray(half))
+    return np.rint(np.stack(planes, axis=2)).clip(0, 255).astype(np.uint8)
 
 
 def random_crop(picture: U8, crop: int, rng: np.random.Generator) -> U8:

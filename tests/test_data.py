@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec.data import (
+    LUMA,
     NO_CLASS,
     CropSampler,
     is_mosaic,
@@ -21,6 +24,7 @@ from diffcodec.data import (
     load_labelled,
     read_mosaic,
     reduced,
+    subsampled,
 )
 from diffcodec.errors import DataError
 
@@ -277,3 +281,19 @@ def test_reductions_average_whole_squares_and_leave_out_what_becomes_too_small()
     assert len(found) == 3 and found[0] is images[0] and found[1] is images[1]
     squares = images[0][:32].reshape(16, 2, 20, 2, 3).mean(axis=(1, 3))
     assert np.abs(found[2] - squares).max() <= 0.5
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 33), st.integers(2, 33), st.integers(0, 999))
+def test_subsampling_keeps_the_luma_and_halves_the_colours(h: int, w: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(64, 192, (h, w, 3), dtype=np.uint8)
+    found = subsampled(picture)
+    assert found.shape == picture.shape and found.dtype == np.uint8
+    assert np.abs(found @ LUMA - picture @ LUMA).max() <= 0.51
+    flat = np.broadcast_to(picture[:1, :1], picture.shape)
+    np.testing.assert_array_equal(subsampled(flat), flat)
+    # A colour that alternates from pixel to pixel is gone.
+    fine = np.full((8, 8, 3), 100, dtype=np.uint8)
+    fine[::2, ::2] = fine[1::2, 1::2] = (150, 100, 50)
+    assert np.ptp((subsampled(fine) - (subsampled(fine) @ LUMA)[..., None]), axis=(0, 1)).max() <= 1

@@ -78,7 +78,7 @@ def test_rendering_goes_on_through_the_rest_of_the_plan(wide_file: bytes, photo:
     content = diffcodec.truncate(wide_file, stop_t=70)
     plan = photo.plan.timesteps
     mean, x0, sample, flow = (diffcodec.decode(content, recon=r).evaluations for r in RECONS)
-    assert x0 + 1 == mean == plan.index(70) + 2
+    assert x0 + 2 == mean == plan.index(70) + 3
     assert sample == flow == len(plan)
 
 

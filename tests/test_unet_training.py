@@ -133,6 +133,7 @@ def test_the_simple_loss_falls(images: list[U8]) -> None:
         {"network": NetworkConfig()},
         {"crop": 9},
         {"network": replace(SHAPE, classes=2), "reductions": (1, 2)},
+        {"network": replace(SHAPE, classes=2), "subsampled": True},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:

@@ -1159,15 +1159,18 @@ def flow_values(
 def shown_after(network: Network, header: Header, x: Array, t: int, recon: str) -> Array:
     """Levels [3, H, W] that show the state x_t."""
     schedule = network.schedule
-    out = network.evaluate(x, t)
-    x0_hat = schedule.predict_x0(x, t, out.eps, header.grey)
-    if recon == "mean" and t > 1:
-        b = max(s for s in header.plan.timesteps if s < t)
-        x_b = math.sqrt(schedule.alphas_cumprod(b)) * x0_hat
-        x_b = np.rint((x_b + math.sqrt(schedule.rest(b)) * (out.eps / 16384)) * 65536)
-        x_b = x_b.astype(np.int64)
-        x0_hat = schedule.predict_x0(x_b, b, network.evaluate(x_b, b).eps, header.grey)
-    return to_levels(x0_hat)
+    eps = network.evaluate(x, t).eps
+    if recon == "mean":
+        if t > 1:
+            b = max(s for s in header.plan.timesteps if s < t)
+            x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(
+                x, t, eps, header.grey
+            )
+            x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
+            x, t = x.astype(np.int64), b
+            eps = network.evaluate(x, t).eps
+        eps = (eps + network.evaluate(x[:, :, ::-1], t).eps[:, :, ::-1]) >> 1
+    return to_levels(schedule.predict_x0(x, t, eps, header.grey))
 
 
 # ---- The program ------------------------------------------------------------------------------

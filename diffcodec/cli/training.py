@@ -57,6 +57,12 @@ CODEC = "codec"
 @click.option("--batch", type=click.IntRange(1), help="Pictures per step  [default: 64].")
 @click.option("--crop", type=click.IntRange(8), help="Side of training crops  [default: 32].")
 @click.option("--reductions", help="Learn pictures also reduced by, e.g., 1,2  [default: 1].")
+@click.option(
+    "--subsampled",
+    is_flag=True,
+    default=None,
+    help="Learn pictures also with their colours at half resolution, as JPEG keeps them.",
+)
 @click.option("--init", help="Begin with the weights of this model (a name or a folder).")
 @click.option("--lr-scale", type=click.FloatRange(0, 10, min_open=True), help="Scale of all rates.")
 @click.option("--warmup", type=click.IntRange(1), help="Steps of rising rates  [default: 200].")
@@ -149,8 +155,10 @@ def train(
         )
     except ValueError as e:
         raise click.UsageError(str(e)) from e
-    if config.reductions != (1,) and workers:
-        raise click.UsageError("--reductions: only of pictures in memory; leave out --workers")
+    if config.varied and workers:
+        raise click.UsageError(
+            "--reductions and --subsampled: only of pictures in memory; leave out --workers"
+        )
     if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
         raise click.UsageError(f"--device {device}: not available on this machine")
     report: Callable[[str], None] = click.echo

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced
+from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced, subsampled
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import make_folder
@@ -197,8 +197,10 @@ def _samplers(
         kept = images.between(cut, len(images))
         sampler = StreamSampler(learnt, config.crop, config.batch, config.seed)
         return sampler, StreamSampler(kept, config.crop, VALIDATION_BATCH, 0) if len(kept) else None
-    own = labels[:cut] if labels is not None and config.reductions == (1,) else None
+    own = labels[:cut] if labels is not None and not config.varied else None
     pixels = reduced(images[:cut], config.reductions, config.crop)
+    if config.subsampled:
+        pixels += [subsampled(picture) for picture in pixels]
     memory = CropSampler(pixels, config.crop, config.batch, config.seed, own)
     if cut == len(images):
         return memory, None

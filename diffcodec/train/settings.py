@@ -29,6 +29,7 @@ class TrainConfig:
     lr_matrix / lr_gain / lr: peak learning rates of Muon (unit matrices) and AdamW (their
         gains; the rest), of the paper's networks only lr (Adam); lr_scale multiplies all.
     reductions: every picture is learnt from reduced by each of these factors (1: as it is).
+    subsampled: every picture is learnt from with its colours at half resolution, too.
     mse_weight: weight of the K → ∞ cost (plain ε-MSE) beside the cost of the coded steps.
     step_length: length in log-SNR of the steps whose cost is trained.
     emphasis: extra weight of the noisiest steps, less for the others and none for the last: for
@@ -46,6 +47,7 @@ class TrainConfig:
     batch: int = 64
     crop: int = 32
     reductions: tuple[int, ...] = (1,)
+    subsampled: bool = False
     lr_matrix: float = 2.5e-3
     lr_gain: float = 5e-3
     lr: float = 1e-3
@@ -77,8 +79,10 @@ class TrainConfig:
                 raise ValueError(
                     f"with variance {self.variance} the network needs {outputs} outputs"
                 )
-        if self.classes and self.reductions != (1,):
-            raise ValueError("a class-conditional network learns pictures as they are, not reduced")
+        if self.classes and self.varied:
+            raise ValueError(
+                "a class-conditional network learns pictures as they are, not reduced or subsampled"
+            )
         if self.crop % self.size_multiple:
             raise ValueError(f"the crop must be a multiple of {self.size_multiple}")
 
@@ -87,6 +91,11 @@ class TrainConfig:
         """What both sides of a picture must be multiples of."""
         shape = self.network
         return shape.size_multiple if isinstance(shape, UNetConfig) else SIZE_MULTIPLE
+
+    @property
+    def varied(self) -> bool:
+        """Whether more is learnt from than the pictures as they are."""
+        return self.reductions != (1,) or self.subsampled
 
     @property
     def classes(self) -> int:
