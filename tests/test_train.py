@@ -16,6 +16,7 @@ from conftest import round_trip
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcodec.data import CropSampler, subsampled
 from diffcodec.errors import DataError
 from diffcodec.model import read_model
 from diffcodec.network import NetworkConfig, UnitConv2d
@@ -83,6 +84,16 @@ def assert_equal_states(first: object, second: object) -> None:
             assert_equal_states(a, b)
     else:
         assert first == second
+
+
+def test_subsampled_pictures_are_learnt_beside_the_others(images: list[U8]) -> None:
+    trainer = Trainer(replace(CONFIG, subsampled=True), Schedule(), images, "cpu")
+    learnt, held_out = trainer.batches, trainer.held_out
+    assert isinstance(learnt, CropSampler) and isinstance(held_out, CropSampler)
+    for number, picture in enumerate(images[:-2]):
+        np.testing.assert_array_equal(learnt.images[number], picture)
+        np.testing.assert_array_equal(learnt.images[10 + number], subsampled(picture))
+    assert len(learnt.images) == 20 and len(held_out.images) == 2
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
