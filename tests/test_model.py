@@ -215,6 +215,7 @@ def test_shipped_models_are_found_by_name_and_by_fingerprint() -> None:
         assert find_model(model.fingerprint, "") is model
         assert is_listed(model)
         assert model.plan == PLANS[CATALOGUE[number_of(model.fingerprint) or 0].plan]
+        assert model.name == CATALOGUE[number_of(model.fingerprint) or 0].name
 
 
 def test_a_folder_is_a_model_too(tiny_folder: Path) -> None:
