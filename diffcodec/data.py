@@ -213,6 +213,11 @@ def subsampled(pixels: U8) -> U8:
     return np.rint(np.stack(planes, axis=2)).clip(0, 255).astype(np.uint8)
 
 
+def with_subsampled(images: list[U8]) -> list[U8]:
+    """The pictures, then all of them :func:`subsampled`."""
+    return images + [subsampled(pixels) for pixels in images]
+
+
 def random_crop(picture: U8, crop: int, rng: np.random.Generator) -> U8:
     """A crop [crop, crop, 3] of a picture, mirrored or not."""
     y = int(rng.integers(picture.shape[0] - crop + 1))

@@ -263,8 +263,8 @@ def test_quantize_makes_files_that_decode_everywhere(tiny_folder: Path, tmp_path
     """A model folder gets its integer network; files say so and belong to it alone."""
     folder, coded, back = tmp_path / "model", tmp_path / "a.ddc", tmp_path / "a.png"
     shutil.copytree(tiny_folder, folder)
-    result = run("quantize", folder, "--data", BIRD, "--images", 8)
-    assert result.exit_code == 0, result.output
+    made = run("quantize", folder, "--data", BIRD, "--images", 8)
+    assert made.exit_code == 0, made.output
     result = run("encode", BIRD, "-o", coded, "--model", folder, "--effort", 1)
     assert result.exit_code == 0, result.output
     assert (
@@ -276,6 +276,9 @@ def test_quantize_makes_files_that_decode_everywhere(tiny_folder: Path, tmp_path
     )
     refused = run("decode", coded, "-o", tmp_path / "b.png", "--model", tiny_folder)
     assert_refused(refused, DATA_ERROR, "model")
+    again = run("quantize", folder, "--data", BIRD, "--images", 8, "--subsampled")
+    assert again.exit_code == 0, again.output
+    assert again.output != made.output  # other pictures, another fingerprint
 
 
 @pytest.mark.parametrize("what", ["missing model", "missing data", "small pictures"])

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced, subsampled
+from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced, with_subsampled
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import make_folder
@@ -200,7 +200,7 @@ def _samplers(
     own = labels[:cut] if labels is not None and not config.varied else None
     pixels = reduced(images[:cut], config.reductions, config.crop)
     if config.subsampled:
-        pixels += [subsampled(picture) for picture in pixels]
+        pixels = with_subsampled(pixels)
     memory = CropSampler(pixels, config.crop, config.batch, config.seed, own)
     if cut == len(images):
         return memory, None
