@@ -19,7 +19,7 @@ from diffcodec.codec import SentLayer, receive, send, strips
 from diffcodec.container import Layer, read_header
 from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
-from diffcodec.model import Model, read_model
+from diffcodec.model import TILE, Model, read_model
 from diffcodec.plans import PLANS, Plan
 from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
@@ -366,6 +366,34 @@ def test_a_network_that_rounds_otherwise_is_found_out_at_once(
     monkeypatch.setattr(Model, "evaluate", other_machine)
     with pytest.raises(FormatError, match=r"^layer 2 \(down to t = 6\).*--stop-t 40"):
         receive(tiny, layers, settings)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 3), height=st.integers(1, 24), first=st.sampled_from(KINDS))
+def test_pictures_of_one_size_share_their_first_evaluation(
+    tiny: Model, seed: int, height: int, first: str
+) -> None:
+    """The files are the same, whatever was coded before."""
+    evaluated: list[int] = []
+
+    class Counting(Model):
+        def __init__(self) -> None:
+            self.__dict__.update(tiny.__dict__)
+
+        def evaluate(self, x: torch.Tensor, t: int, tile: int = TILE) -> Integers:
+            evaluated.append(t)
+            return super().evaluate(x, t, tile)
+
+    def coded(kind: str, model: Model) -> tuple[bytes, list[int]]:
+        evaluated.clear()
+        pixels = picture(kind, height, 9, grey=False)
+        return round_trip(pixels, model, seed=seed), [*evaluated]
+
+    model, timesteps = Counting(), [*tiny.plan.timesteps]
+    assert coded(first, model)[1] == timesteps + timesteps[1:]
+    content, later = coded("text", model)
+    assert later == 2 * timesteps[1:]
+    assert coded("text", Counting()) == (content, timesteps + timesteps[1:])
 
 
 @pytest.mark.parametrize("height", [1, 63, 64, 65, 128, 200])
