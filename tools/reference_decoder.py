@@ -118,7 +118,7 @@ PLANS = {
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
-NUMBERED_MODELS = {1: (bytes.fromhex("bc6636"), 4), 2: (bytes.fromhex("707d4d"), 3)}
+NUMBERED_MODELS = {1: (bytes.fromhex("bc6636"), 4), 2: (bytes.fromhex("fbfe52"), 3)}
 """Fingerprint and own plan (§8)."""
 
 
@@ -1169,7 +1169,8 @@ def shown_after(network: Network, header: Header, x: Array, t: int, recon: str) 
             x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
             x, t = x.astype(np.int64), b
             eps = network.evaluate(x, t).eps
-        eps = (eps + network.evaluate(x[:, :, ::-1], t).eps[:, :, ::-1]) >> 1
+        if x[0].size <= 4096:
+            eps = (eps + network.evaluate(x[:, :, ::-1], t).eps[:, :, ::-1]) >> 1
     return to_levels(schedule.predict_x0(x, t, eps, header.grey))
 
 
