@@ -46,7 +46,7 @@ def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0 after one step of the flow; of small pictures the mean with the mirror image's ε̂."""
     t, done = _flow(model, x, t, settings, most=1)
-    if x[0].size > SMALL_PIXELS:
+    if not done or x[0].size > SMALL_PIXELS:  # at t = 1 the final layer's own x̂_0
         levels, _ = estimate(model, x, t, settings)
         return levels, done + 1
     mirrored = evaluate(model, np.ascontiguousarray(x[:, :, ::-1]), t).eps[:, :, ::-1]

@@ -1160,15 +1160,12 @@ def shown_after(network: Network, header: Header, x: Array, t: int, recon: str) 
     """Levels [3, H, W] that show the state x_t."""
     schedule = network.schedule
     eps = network.evaluate(x, t).eps
-    if recon == "mean":
-        if t > 1:
-            b = max(s for s in header.plan.timesteps if s < t)
-            x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(
-                x, t, eps, header.grey
-            )
-            x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
-            x, t = x.astype(np.int64), b
-            eps = network.evaluate(x, t).eps
+    if recon == "mean" and t > 1:
+        b = max(s for s in header.plan.timesteps if s < t)
+        x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(x, t, eps, header.grey)
+        x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
+        x, t = x.astype(np.int64), b
+        eps = network.evaluate(x, t).eps
         if x[0].size <= 4096:
             eps = (eps + network.evaluate(x[:, :, ::-1], t).eps[:, :, ::-1]) >> 1
     return to_levels(schedule.predict_x0(x, t, eps, header.grey))
