@@ -522,8 +522,7 @@ def test_a_file_without_its_model_says_which_it_needs_and_how_to_give_it(
     photo = diffcodec.load_model("photo").fingerprint
     listed = Header(8, 8, photo, PLANS[3]).encode()
     monkeypatch.setattr("diffcodec.catalogue.models_folder", lambda: tmp_path)
-    message = rf"'photo' with fingerprint {photo.hex()}.*not inst.*--model"
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=r"'photo' with fingerprint fbfe52.*not inst.*--model"):
         diffcodec.decode(listed)
 
 
