@@ -37,7 +37,7 @@ from diffcodec.image import (
 )
 from diffcodec.model import Model
 from diffcodec.parallel import one_torch_thread, thread_map
-from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort
+from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort, plan_for
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
 from diffcodec.render import RENDERS, mean
@@ -119,7 +119,8 @@ def encode(
     model, effort (1…9): by default what suits the picture's size; stop_t: no layer finer than
     the smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
     target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
-    plan: instead of the model's (an exact model knows the timesteps of its own plan only);
+    plan: instead of the model's, which is mirrored from effort 7 on (an exact model knows the
+    timesteps of its own plan only);
     watch is called after every step and strip.  Raises DataError, FormatError or ModelError.
     """
     picture = _picture(picture)
@@ -129,7 +130,9 @@ def encode(
         raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
     model = model or default_model(area)
     front, trailer = extras.pack(picture)
-    header = _header(picture, model, plan or model.plan, seed, bool(front), bool(trailer))
+    header = _header(
+        picture, model, plan or plan_for(model.plan, effort), seed, bool(front), bool(trailer)
+    )
     check_size(header, max_bytes, front)
     model.check_plan(header.plan)
     writer, settings = Writer(header, front), settings_of(header)

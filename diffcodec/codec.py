@@ -120,7 +120,7 @@ def send(
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     for a, b in plan.steps:  # line 2
-        step = Step(model, x, a, b, grey)
+        step = Step(model, x, a, b, settings)
         code, ratio = send_step(step, x_0, settings, survivors, pulse)
         x = step.arrive()  # line 3
         yield SentLayer(b, code, state_check(x), ratio, step.shown, x)
@@ -163,9 +163,9 @@ def receive(
                 if layer.is_over or b < stop_t:
                     levels, more = render(model, x, a, settings)
                     return Reconstruction(levels, t, evaluations + more)
-                step = Step(model, x, a, b, grey)
+                step = Step(model, x, a, b, settings)
                 complete = receive_step(step, layer.cut, settings, draw)
-                x, evaluations = step.arrive(), evaluations + 1  # line 3
+                x, evaluations = step.arrive(), evaluations + plan.evaluations  # line 3
                 if not complete:  # what arrived of x_b still makes the better picture
                     layer.check_cut()
                     levels, more = render(model, x, b, settings)
@@ -189,7 +189,7 @@ def receive(
             done &= strip.whole
         if strip.whole:
             watch(t, levels.copy)
-    return Reconstruction(levels, 0 if done else t, evaluations + 1)  # line 5
+    return Reconstruction(levels, 0 if done else t, evaluations + plan.evaluations)  # line 5
 
 
 def _show(model: Model, x: I32, t: int, settings: Settings, render: Render) -> U8:

@@ -240,6 +240,7 @@ def describe(
         if header.float_arithmetic
         else "exact",
         "timesteps": list(plan.timesteps),
+        "mirrored": plan.mirrored,
         "eta": plan.eta / 128,
         "seed": header.seed,
         "header_bytes": contents.header_size,

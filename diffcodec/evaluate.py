@@ -24,7 +24,7 @@ from diffcodec.errors import FormatError
 from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array, to_array
 from diffcodec.model import Model
-from diffcodec.plans import Plan
+from diffcodec.plans import Plan, plan_for
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
 from diffcodec.reverse import evaluate, predict_x0, start, to_levels
@@ -99,7 +99,7 @@ def ideal_chain(
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
     bits: list[float] = []
     for a, b in plan.steps:
-        step, total = Step(model, x, a, b, picture.grey), 0.0
+        step, total = Step(model, x, a, b, settings), 0.0
         for rows in settings.bands:
             p = step.prior(rows)
             d = p.shifts(picture.levels[:, rows])
@@ -112,7 +112,7 @@ def ideal_chain(
             watch(step.shown)  # of x_a, where the step before arrived
         x = step.arrive()
         bits.append(total)
-    out = evaluate(model, x, 1)
+    out = evaluate(model, x, 1, plan.mirrored)
     x0_hat = predict_x0(model, x, 1, out, picture.grey)
     if watch:
         watch(to_levels(x0_hat))
@@ -144,7 +144,7 @@ def evaluate_picture(
     ``watch_layer`` sees every layer as it is sent.
     """
     picture = from_array(pixels)
-    plan = plan or model.plan
+    plan = plan or plan_for(model.plan, effort)
     sent: list[SentLayer] = []
 
     def keep(layer: SentLayer) -> None:
@@ -220,7 +220,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
         if all(size < layer.start for size in sizes):
             break
         payload = layer.start + decode_varint(content, layer.start)[1]
-        step = Step(model, x, a, b, header.grey)
+        step = Step(model, x, a, b, settings)
         for size in sizes:
             if layer.start <= size < layer.end and size > payload:
                 part = step.copy()

@@ -7,7 +7,7 @@ made with another schedule writes its plan out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 MAX_TIMESTEP = 1000
@@ -15,16 +15,18 @@ MAX_TIMESTEP = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, and how steps are put into layers.
+    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, how steps are put into layers, and mirrors.
 
     x at t_0 comes from the shared noise at no cost, the K steps t_0 → t_1 → … are coded, then
     x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
     file, so that framing does not outweigh them; every later step is a layer of its own.
+    With ``mirrored`` the network is asked of the mirror image, too, at every timestep.
     """
 
     timesteps: tuple[int, ...]
     eta: int
     grouped: int = 1
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         t = self.timesteps
@@ -36,6 +38,11 @@ class Plan:
             raise ValueError(f"eta must lie in 64..255 (1/128): {self.eta}")
         if not 1 <= self.grouped < len(t):
             raise ValueError(f"the first layer holds 1..{len(t) - 1} steps: {self.grouped}")
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network at one timestep."""
+        return 1 + self.mirrored
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -63,6 +70,10 @@ PLANS: dict[int, Plan] = {
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
+    # Plans 4, 3 and 0 for those who give time for size.
+    5: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6, True),
+    6: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1, True),
+    7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, True),
 }
 
 EFFORTS: dict[int, int] = {
@@ -78,6 +89,9 @@ EFFORTS: dict[int, int] = {
 }
 """Effort 1…9: survivors of the trellis search."""
 
+MIRRORED_EFFORT = 7
+"""From this effort on the network is asked of the mirror image, too."""
+
 SMALL_PIXELS = 64 * 64
 """Up to this many pixels a picture counts as small: it gets other defaults."""
 
@@ -85,3 +99,9 @@ SMALL_PIXELS = 64 * 64
 def default_effort(pixels: int) -> int:
     """What is worth its time: 5 for a small picture, 4 for one whose seconds add up."""
     return 5 if pixels <= SMALL_PIXELS else 4
+
+
+def plan_for(plan: Plan, effort: int) -> Plan:
+    """A model's plan, or the numbered one that differs from it in ``mirrored`` alone."""
+    twin = replace(plan, mirrored=True)
+    return twin if effort >= MIRRORED_EFFORT and twin in PLANS.values() else plan

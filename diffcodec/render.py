@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,19 +39,18 @@ _RENDER = 2
 
 def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0(x_t), eq. 15."""
-    return estimated_levels(model, x, t, evaluate(model, x, t), settings), 1
+    out = evaluate(model, x, t, settings.plan.mirrored)
+    return estimated_levels(model, x, t, out, settings), settings.plan.evaluations
 
 
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0 after one step of the flow; of small pictures the mean with the mirror image's ε̂."""
     t, done = _flow(model, x, t, settings, most=1)
     if not done or x[0].size > SMALL_PIXELS:  # at t = 1 the final layer's own x̂_0
-        levels, _ = estimate(model, x, t, settings)
-        return levels, done + 1
-    mirrored = evaluate(model, np.ascontiguousarray(x[:, :, ::-1]), t).eps[:, :, ::-1]
-    out = evaluate(model, x, t)
-    both = replace(out, eps=(out.eps + mirrored) >> 1)
-    return estimated_levels(model, x, t, both, settings), done + 2
+        levels, more = estimate(model, x, t, settings)
+        return levels, done + more
+    out = evaluate(model, x, t, mirrored=True)
+    return estimated_levels(model, x, t, out, settings), done + 2
 
 
 def sample(seed: int) -> Render:
@@ -61,14 +59,14 @@ def sample(seed: int) -> Render:
     def render(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
         steps = _left(t, settings)
         for a, b in steps:
-            step = Step(model, x, a, b, settings.grey)
+            step = Step(model, x, a, b, settings)
             key = derive_key(seed, _RENDER, b)
             for number, rows in enumerate(settings.bands):
                 prior = step.prior(rows)
                 noise = shared_normal(derive_key(key, number), prior.layout.size)
                 step.move(rows, prior, np.rint(noise * prior.spread()).astype(np.int64))
-        levels, _ = estimate(model, x, 1, settings)
-        return levels, len(steps) + 1
+        levels, more = estimate(model, x, 1, settings)
+        return levels, len(steps) * settings.plan.evaluations + more
 
     return render
 
@@ -76,15 +74,15 @@ def sample(seed: int) -> Render:
 def flow(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x_b = √ᾱ_b x̂_0 + √(1 − ᾱ_b) ε̂ from step to step, then x̂_0."""
     t, done = _flow(model, x, t, settings, most=len(settings.plan.steps))
-    levels, _ = estimate(model, x, t, settings)
-    return levels, done + 1
+    levels, more = estimate(model, x, t, settings)
+    return levels, done + more
 
 
 def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[int, int]:
     """At most so many steps, in place: (where they ended, network evaluations)."""
     steps, schedule = _left(t, settings)[:most], model.schedule
     for a, b in steps:
-        out = evaluate(model, x, a)
+        out = evaluate(model, x, a, settings.plan.mirrored)
         keep = math.sqrt(float(schedule.at(schedule.alphas_cumprod, b)))
         rest = math.sqrt(float(schedule.at(schedule.one_minus_alphas_cumprod, b)))
         for rows in settings.bands:
@@ -94,7 +92,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
             x[:, rows] = np.rint(x_b * (1 << X_UNIT)).astype(np.int64)
         del out  # before the next one is made: of a large picture it is large
         t = b
-    return t, len(steps)
+    return t, len(steps) * settings.plan.evaluations
 
 
 RENDERS: dict[str, Callable[[int], Render]] = {

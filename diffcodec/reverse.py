@@ -16,9 +16,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diffcodec.coefficients import Layout, layout
-from diffcodec.exact import EPS_UNIT, X_UNIT
+from diffcodec.exact import EPS_UNIT, X_UNIT, Integers
 from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
@@ -62,32 +63,43 @@ class NetworkOutput:
         )
 
 
-def evaluate(model: Model, x: I32, t: int) -> NetworkOutput:
-    """One network evaluation.  Sides are mirrored up to a multiple of 8 and cut off again.
+def evaluate(model: Model, x: I32, t: int, mirrored: bool = False) -> NetworkOutput:
+    """One network evaluation, or two: with ``mirrored`` the mean with the mirror image's.
 
-    What it says of the noise that a small picture begins with is remembered for the next one of
-    the same size.
+    Sides are mirrored up to a multiple of 8 and cut off again.  What the network says of the
+    noise that a small picture begins with is remembered for the next one of the same size.
     """
     if x[0].size <= SMALL_PIXELS and t == model.plan.timesteps[0]:
-        return _remembered(model, x.tobytes(), x.shape, t)
-    return _evaluate(model, x, t)
+        return _remembered(model, x.tobytes(), x.shape, t, mirrored)
+    return _evaluate(model, x, t, mirrored)
 
 
 @lru_cache(maxsize=8)
-def _remembered(model: Model, x: bytes, shape: tuple[int, ...], t: int) -> NetworkOutput:
-    return _evaluate(model, np.frombuffer(x, dtype=np.int32).reshape(shape).copy(), t)
+def _remembered(
+    model: Model, x: bytes, shape: tuple[int, ...], t: int, mirrored: bool
+) -> NetworkOutput:
+    """Callers share these arrays; nobody writes into what the network said."""
+    return _evaluate(model, np.frombuffer(x, dtype=np.int32).reshape(shape).copy(), t, mirrored)
 
 
-def _evaluate(model: Model, x: I32, t: int) -> NetworkOutput:
+def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
     _, height, width = x.shape
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
     out = model.evaluate(torch.from_numpy(x), t)
+    if mirrored:
+        other = model.evaluate(torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1])), t)
+        out = Integers(*(_mean(a, b.flip(-1)) for a, b in zip(out, other, strict=True)))
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
     return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs)
+
+
+def _mean(a: Tensor, b: Tensor) -> Tensor:
+    """⌊(a + b)/2⌋ of integers, without the sum, which may not fit."""
+    return (a ^ b).bitwise_right_shift_(1).add_(a & b)
 
 
 def start(t: int, seed: int, height: int, width: int) -> I32:

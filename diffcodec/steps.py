@@ -101,9 +101,9 @@ class Step:
     shown: levels uint8 [3, H, W] of x̂_0(x_a), filled in where :meth:`prior` was called.
     """
 
-    def __init__(self, model: Model, x: I32, a: int, b: int, grey: bool) -> None:
-        self.model, self.x, self.a, self.b, self.grey = model, x, a, b, grey
-        self._out: NetworkOutput = evaluate(model, x, a)
+    def __init__(self, model: Model, x: I32, a: int, b: int, settings: Settings) -> None:
+        self.model, self.x, self.a, self.b, self.grey = model, x, a, b, settings.grey
+        self._out: NetworkOutput = evaluate(model, x, a, settings.plan.mirrored)
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
 
@@ -295,7 +295,7 @@ class Final:
 
     def __init__(self, model: Model, x: I32, settings: Settings) -> None:
         self.model, self.x, self.grey = model, x, settings.grey
-        self._out = evaluate(model, x, 1)
+        self._out = evaluate(model, x, 1, settings.plan.mirrored)
         self.shown = estimated_levels(model, x, 1, self._out, settings)
 
     def distribution(self, rows: slice) -> Distribution:

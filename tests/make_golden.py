@@ -21,6 +21,7 @@ import diffcodec
 from diffcodec.calibrate import exact_tensors
 from diffcodec.image import Metadata, Picture, from_array, orientation_exif
 from diffcodec.model import EXACT, Model, read_model, save_exact
+from diffcodec.plans import PLANS
 
 GOLDEN = Path(__file__).parent / "golden"
 STOPS = (680, 180, 40, 6, 1)
@@ -51,6 +52,7 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
         "noise": (rng.integers(0, 256, (11, 16, 3), dtype=np.uint8), {"plan": SHORT_PLAN}),
         "strips": (slope.astype(np.uint8), {"plan": SHORT_PLAN, "seed": (1 << 32) - 1}),
         "letters": (letters, {}),
+        "mirrored": (bird[5:26, 3:16], {"plan": PLANS[7]}),
         "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
     }
 

@@ -17,6 +17,7 @@ import diffcodec
 from diffcodec import FormatError
 from diffcodec.codec import SentLayer, receive, send, strips
 from diffcodec.container import Layer, read_header
+from diffcodec.contents import describe
 from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
 from diffcodec.model import TILE, Model, read_model
@@ -394,6 +395,41 @@ def test_pictures_of_one_size_share_their_first_evaluation(
     content, later = coded("text", model)
     assert later == 2 * timesteps[1:]
     assert coded("text", Counting()) == (content, timesteps + timesteps[1:])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    grey=st.booleans(),
+    cut=st.floats(0, 1, exclude_max=True),
+)
+def test_mirrored_plans_are_lossless_and_can_be_cut(
+    exact_tiny: Model, kind: str, height: int, width: int, grey: bool, cut: float
+) -> None:
+    pixels = picture(kind, height, width, grey)
+    content = diffcodec.encode(pixels, model=exact_tiny, effort=1, plan=PLANS[7])
+    assert read_header(content)[0].plan == PLANS[7]
+    whole = diffcodec.decode(content, model=exact_tiny)
+    assert whole.exact
+    np.testing.assert_array_equal(whole.pixels, pixels)
+    assert whole.evaluations == 2 * len(PLANS[7].timesteps)
+    first = read_header(content)[1]
+    size = first + int(cut * (len(content) - first))
+    shown = diffcodec.decode(content[:size], model=exact_tiny)
+    assert not shown.exact and shown.pixels.shape == pixels.shape
+
+
+def test_the_last_efforts_use_mirror_images(exact_tiny: Model) -> None:
+    pixels = picture("text", 9, 12, grey=False)
+    for effort in (6, 7):
+        content = diffcodec.encode(pixels, model=exact_tiny, effort=effort)
+        assert read_header(content)[0].plan == PLANS[7 if effort == 7 else 0]
+        assert describe(content, exact_tiny)["mirrored"] == (effort == 7)
+        np.testing.assert_array_equal(diffcodec.decode(content, model=exact_tiny).pixels, pixels)
+    content = diffcodec.encode(pixels, model=exact_tiny, effort=7, plan=PLANS[0])
+    assert read_header(content)[0].plan == PLANS[0], "a plan that is asked for is taken"
 
 
 @pytest.mark.parametrize("height", [1, 63, 64, 65, 128, 200])

@@ -376,3 +376,8 @@ def test_layers_before_an_impossible_length_stand(sound: int) -> None:
         for number in range(4):
             _ = found.skip() if number < 3 else found.strip()
     assert found.layers == layers[:sound]
+
+
+def test_a_mirrored_plan_without_a_number_cannot_be_written() -> None:
+    with pytest.raises(FormatError, match="has a number"):
+        replace(PLAIN, plan=Plan((40, 6, 1), 130, mirrored=True)).encode()

@@ -31,10 +31,11 @@ def test_golden_files_decode_to_the_known_pixels(golden: Model, name: str) -> No
 
 
 def test_golden_files_use_what_the_format_has(golden: Model) -> None:
-    """Several strips, both kinds of plan, a seed, grey, and a file with corrections."""
+    """Several strips, all kinds of plan, a seed, grey, and a file with corrections."""
     headers = {name: read_header((GOLDEN / f"{name}.ddc").read_bytes())[0] for name in KNOWN}
     assert {h.grey for h in headers.values()} == {False, True}
-    assert len({h.plan for h in headers.values()}) == 2
+    assert len({h.plan for h in headers.values()}) == 3
+    assert {h.plan.mirrored for h in headers.values()} == {False, True}
     assert max(h.seed for h in headers.values()) == (1 << 32) - 1
     assert headers["strips"].height > 64
     assert {h.has_lengths for h in headers.values()} == {False, True}

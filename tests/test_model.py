@@ -27,7 +27,7 @@ from diffcodec.model_check import NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import PLANS
 from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped
-from diffcodec.reverse import evaluate
+from diffcodec.reverse import _mean, evaluate
 from diffcodec.schedule import Schedule
 
 
@@ -84,6 +84,29 @@ def test_predictions_have_the_picture_s_size(tiny: Model, size: tuple[int, int])
     h, w = size
     assert tuple(out.eps.shape) == (3, h, w)
     assert tuple(out.coef_index.shape) == (192, -(-h // 8), -(-w // 8))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 16), (8, 40)])
+def test_mirrored_predictions_are_those_of_the_mirror_image(
+    exact_tiny: Model, size: tuple[int, int]
+) -> None:
+    x = noisy(*size).astype(np.int32)
+    turned = np.ascontiguousarray(x[:, :, ::-1])
+    both, same = (vars(evaluate(exact_tiny, state, 40, mirrored=True)) for state in (x, turned))
+    one, other = (vars(evaluate(exact_tiny, state, 40)) for state in (x, turned))
+    for name, value in both.items():
+        np.testing.assert_array_equal(same[name][..., ::-1], value)
+        mean = (one[name].astype(np.int64) + other[name][..., ::-1]) >> 1
+        np.testing.assert_array_equal(value, mean)
+        assert value.dtype == one[name].dtype
+    assert not np.array_equal(one["eps"], both["eps"])
+
+
+def test_the_mean_of_the_largest_numbers_fits() -> None:
+    large = torch.tensor([1 << 30, -(1 << 30), -(1 << 30), 3, -3, 0], dtype=torch.int32)
+    other = torch.tensor([1 << 30, -(1 << 30), 1 << 30, 4, -4, -1], dtype=torch.int32)
+    expected = [1 << 30, -(1 << 30), 0, 3, -4, -1]
+    assert _mean(large, other).tolist() == expected
 
 
 def test_predictions_do_not_depend_on_the_number_of_threads(tiny: Model) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from diffcodec.plans import EFFORTS, PLANS, SMALL_PIXELS, Plan, default_effort
+from diffcodec.plans import (
+    EFFORTS,
+    MIRRORED_EFFORT,
+    PLANS,
+    SMALL_PIXELS,
+    Plan,
+    default_effort,
+    plan_for,
+)
 
 
 def test_plans_never_change() -> None:
@@ -17,7 +25,20 @@ def test_plans_never_change() -> None:
         2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
         3: Plan(photo, 134, 1),
         4: Plan(small, 130, 6),
+        5: Plan(small, 130, 6, mirrored=True),
+        6: Plan(photo, 134, 1, mirrored=True),
+        7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, mirrored=True),
     } == PLANS
+
+
+@pytest.mark.parametrize(("plan", "thorough"), [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5)])
+def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
+    plan: int, thorough: int
+) -> None:
+    for effort in EFFORTS:
+        expected = thorough if effort >= MIRRORED_EFFORT else plan
+        assert plan_for(PLANS[plan], effort) == PLANS[expected]
+    assert plan_for(Plan((9, 1), 130), 9) == Plan((9, 1), 130)
 
 
 def test_layers_hold_the_steps_in_order() -> None:

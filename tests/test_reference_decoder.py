@@ -84,7 +84,7 @@ def test_transparency_and_metadata(reference: ModuleType, network, name: str) ->
     assert shown.metadata.get(5, b"") == metadata.xmp
 
 
-@pytest.mark.parametrize("name", ["colour", "grey", "strips", "alpha"])
+@pytest.mark.parametrize("name", ["colour", "grey", "strips", "alpha", "mirrored"])
 def test_cut_files(reference: ModuleType, network, golden: Model, name: str) -> None:  # type: ignore[no-untyped-def]
     """Cut anywhere, also inside steps and strips: the picture of appendix A."""
     data = content(name)

@@ -345,7 +345,7 @@ def run_chain(
     rng = np.random.default_rng(seed)
     x = start(plan.timesteps[0], seed, height, width)
     for a, b in plan.steps:
-        step, number = Step(model, x, a, b, grey=False), 0
+        step, number = Step(model, x, a, b, settings), 0
         for rows in settings.bands:
             prior = step.prior(rows)
             d = prior.shifts(levels[:, rows])

@@ -103,6 +103,7 @@ class Plan:
     timesteps: tuple[int, ...]
     eta: int
     grouped: int
+    mirrored: bool = False
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -117,6 +118,9 @@ PLANS = {
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
+    5: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6, True),
+    6: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1, True),
+    7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, True),
 }
 NUMBERED_MODELS = {1: (bytes.fromhex("bc6636"), 4), 2: (bytes.fromhex("fbfe52"), 3)}
 """Fingerprint and own plan (§8)."""
@@ -376,11 +380,19 @@ class Network:
         none = np.zeros((3, 6), np.int64)
         self.neighbours = self.constants.get("neighbours", none).tolist()
 
-    def evaluate(self, x: Array, t: int) -> Output:
-        """Of a state int64 [3, H, W]; sides are extended to multiples of 8 and cut off again."""
+    def evaluate(self, x: Array, t: int, both: bool = False) -> Output:
+        """Of a state int64 [3, H, W]; sides are extended to multiples of 8 and cut off again.
+
+        With ``both`` it is the mean with what the network says of the mirror image.
+        """
         _, h, w = x.shape
         rows, columns = (mirrored(n) for n in (h, w))
-        out = self._evaluate(x[:, rows][:, :, columns], self.rows[t])
+        x = x[:, rows][:, :, columns]
+        out = self._evaluate(x, self.rows[t])
+        if both:
+            other = self._evaluate(x[:, :, ::-1], self.rows[t])
+            pairs = zip(vars(out).items(), vars(other).values(), strict=True)
+            out = Output(**{name: (u + v[:, :, ::-1]) >> 1 for (name, u), v in pairs})
         own = np.s_[:, :h, :w]
         return Output(out.eps[own], out.coef_index, out.scale_index[own], out.coefs[own])
 
@@ -1005,7 +1017,7 @@ def receive_step(
     reader: Reader, network: Network, header: Header, x: Array, a: int, b: int
 ) -> tuple[Array, bool]:
     """(x_b, whether all of its code was there); what was not follows the flow (appendix A)."""
-    out, reverse = network.evaluate(x, a), network.schedule.step(a, b)
+    out, reverse = network.evaluate(x, a, header.plan.mirrored), network.schedule.step(a, b)
     size = header.height, header.width
     x0_hat = network.schedule.predict_x0(x, a, out.eps, header.grey)
     mean = reverse.coef_x0 * x0_hat + reverse.coef_xa * (x / 65536)
@@ -1106,7 +1118,7 @@ def receive_strips(
 ) -> tuple[Array, bool]:
     """(levels [3, H, W], whether all strips are whole)."""
     content, grey = reader.content, header.grey
-    out = network.evaluate(x, 1)
+    out = network.evaluate(x, 1, header.plan.mirrored)
     x0_hat = network.schedule.predict_x0(x, 1, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
     scales = out.scale_index + network.schedule.sigma_index()
@@ -1159,15 +1171,14 @@ def flow_values(
 def shown_after(network: Network, header: Header, x: Array, t: int, recon: str) -> Array:
     """Levels [3, H, W] that show the state x_t."""
     schedule = network.schedule
-    eps = network.evaluate(x, t).eps
+    both = header.plan.mirrored
+    eps = network.evaluate(x, t, both).eps
     if recon == "mean" and t > 1:
         b = max(s for s in header.plan.timesteps if s < t)
         x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(x, t, eps, header.grey)
         x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
         x, t = x.astype(np.int64), b
-        eps = network.evaluate(x, t).eps
-        if x[0].size <= 4096:
-            eps = (eps + network.evaluate(x[:, :, ::-1], t).eps[:, :, ::-1]) >> 1
+        eps = network.evaluate(x, t, both or x[0].size <= 4096).eps
     return to_levels(schedule.predict_x0(x, t, eps, header.grey))
 
 
