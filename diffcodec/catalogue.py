@@ -1,7 +1,8 @@
 """Models that files name by number, as they name coding plans.
 
 The numbers are part of the format: an entry is never changed, only new ones are added, also for
-a model that is trained further.  A model that is not listed is named by its fingerprint.
+a model that is trained further.  A number names a plan, too, so that files of either plan of a
+model need not.  A model that is not listed is named by its fingerprint.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """name: of the folder it ships in; fingerprint: of what codes; plan: its coding plan."""
+    """name: of the folder it ships in; fingerprint: of what codes; plan: of the files that name no
+    other."""
 
     name: str
     fingerprint: bytes
@@ -25,13 +27,15 @@ class Entry:
 CATALOGUE: dict[int, Entry] = {
     1: Entry("cifar10", bytes.fromhex("bc6636"), 4),
     2: Entry("photo", bytes.fromhex("fbfe52"), 3),
+    3: Entry("cifar10", bytes.fromhex("bc6636"), 5),
+    4: Entry("photo", bytes.fromhex("fbfe52"), 6),
 }
 
 
-def number_of(fingerprint: bytes) -> int | None:
-    """The number of the model with this fingerprint, if it is listed."""
-    found = (n for n, entry in CATALOGUE.items() if entry.fingerprint == fingerprint)
-    return next(found, None)
+def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:
+    """The number of the model with this fingerprint, if it is listed; with this plan, if any is."""
+    found = [n for n, entry in CATALOGUE.items() if entry.fingerprint == fingerprint]
+    return min(found, key=lambda n: (CATALOGUE[n].plan != plan, n), default=None)
 
 
 def models_folder() -> Path:

@@ -88,7 +88,7 @@ class Header:
     def encode(self) -> bytes:
         """The header's bytes, check included."""
         number = next((n for n, plan in PLANS.items() if plan == self.plan), None)
-        listed = number_of(self.fingerprint)
+        listed = number_of(self.fingerprint, number)
         name = self.model.encode()
         if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             raise FormatError(f"a picture of {self.width}x{self.height} is not supported")

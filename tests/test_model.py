@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from diffcodec import ModelError
 from diffcodec.catalogue import CATALOGUE, number_of
+from diffcodec.container import Header, read_header
 from diffcodec.model import (
     CONFIG,
     EXACT,
@@ -25,7 +26,7 @@ from diffcodec.model import (
 )
 from diffcodec.model_check import NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
-from diffcodec.plans import PLANS
+from diffcodec.plans import PLANS, plan_for
 from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped
 from diffcodec.reverse import _mean, evaluate
 from diffcodec.schedule import Schedule
@@ -100,6 +101,18 @@ def test_mirrored_predictions_are_those_of_the_mirror_image(
         np.testing.assert_array_equal(value, mean)
         assert value.dtype == one[name].dtype
     assert not np.array_equal(one["eps"], both["eps"])
+
+
+def test_a_file_of_either_plan_of_a_shipped_model_names_the_model_alone() -> None:
+    for name in ("cifar10", "photo"):
+        model = load_model(name)
+        for effort in (6, 7):
+            plan = plan_for(model.plan, effort)
+            content = Header(32, 32, model.fingerprint, plan).encode()
+            assert len(content) == 5
+            header, _ = read_header(content)
+            assert (header.fingerprint, header.plan) == (model.fingerprint, plan)
+            assert plan.mirrored == (effort == 7)
 
 
 def test_the_mean_of_the_largest_numbers_fits() -> None:

@@ -122,7 +122,12 @@ PLANS = {
     6: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1, True),
     7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, True),
 }
-NUMBERED_MODELS = {1: (bytes.fromhex("bc6636"), 4), 2: (bytes.fromhex("fbfe52"), 3)}
+NUMBERED_MODELS = {
+    1: (bytes.fromhex("bc6636"), 4),
+    2: (bytes.fromhex("fbfe52"), 3),
+    3: (bytes.fromhex("bc6636"), 5),
+    4: (bytes.fromhex("fbfe52"), 6),
+}
 """Fingerprint and own plan (§8)."""
 
 
