@@ -24,7 +24,7 @@ from diffcodec.errors import FormatError
 from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array, to_array
 from diffcodec.model import Model
-from diffcodec.plans import Plan, plan_for
+from diffcodec.plans import Plan
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
 from diffcodec.reverse import evaluate, predict_x0, start, to_levels
@@ -144,7 +144,6 @@ def evaluate_picture(
     ``watch_layer`` sees every layer as it is sent.
     """
     picture = from_array(pixels)
-    plan = plan or plan_for(model.plan, effort)
     sent: list[SentLayer] = []
 
     def keep(layer: SentLayer) -> None:
@@ -159,6 +158,8 @@ def evaluate_picture(
     finished = time.perf_counter()
     area = picture.width * picture.height
     preview = _preview_seconds(content, int(PREVIEW_BPP * area / 8), model)
+    contents = parse(content, model)
+    plan = contents.header.plan
     bound, errors = [math.nan] * (len(plan.steps) + 1), [math.nan] * len(plan.steps)
     if ideal:
         rng, errors = np.random.default_rng(ideal_seed), []
@@ -168,7 +169,6 @@ def evaluate_picture(
 
         bound = ideal_chain(model, picture, plan, rng, watch)
     layers = _layer_reports(model, picture, sent, bound, errors)
-    contents = parse(content, model)
     payload = sum(len(layer.code) for layer in contents.layers)
     sizes = {f"{rate:g}": int(rate * area / 8) for rate in rates}
     sizes = {k: n for k, n in sizes.items() if contents.header_size <= n < len(content)}

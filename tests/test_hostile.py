@@ -519,8 +519,7 @@ def test_a_file_without_its_model_says_which_it_needs_and_how_to_give_it(
 ) -> None:
     with pytest.raises(ModelError, match=r"'golden' with fingerprint [0-9a-f]{6}.*--model"):
         diffcodec.decode(coded["8x8"])
-    photo = diffcodec.load_model("photo").fingerprint
-    listed = Header(8, 8, photo, PLANS[3]).encode()
+    listed = Header(8, 8, diffcodec.load_model("photo").fingerprint, PLANS[3]).encode()
     monkeypatch.setattr("diffcodec.catalogue.models_folder", lambda: tmp_path)
     with pytest.raises(ModelError, match=r"'photo' with fingerprint fbfe52.*not inst.*--model"):
         diffcodec.decode(listed)

@@ -40,7 +40,7 @@ from diffcodec.data import U8, load_images
 from diffcodec.errors import DiffcodecError
 from diffcodec.evaluate import evaluate_picture, summarise
 from diffcodec.model import Model
-from diffcodec.plans import PLANS, Plan
+from diffcodec.plans import PLANS, Plan, plan_for
 from diffcodec.registry import load_model
 
 
@@ -60,7 +60,7 @@ class Setup:
 
     @property
     def coded_plan(self) -> Plan:
-        return self.plan or load_model(self.model).plan
+        return self.plan or plan_for(load_model(self.model).plan, self.effort)
 
     def changed(self, change: str) -> Setup:
         """This but for one ``name=value``; ValueError that says what is wrong with it."""

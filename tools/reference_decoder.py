@@ -20,7 +20,7 @@ import math
 import sys
 import zlib
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, localcontext
 from functools import cache
 from itertools import pairwise, product
@@ -118,10 +118,8 @@ PLANS = {
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
-    5: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6, True),
-    6: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1, True),
-    7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, True),
 }
+PLANS |= {n: replace(PLANS[same], mirrored=True) for n, same in ((5, 4), (6, 3), (7, 0))}
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
