@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffcodec import container, extras
-from diffcodec.codec import Reconstruction, SentLayer, receive, send, strips
+from diffcodec.codec import Reconstruction, SentLayer, receive, send
 from diffcodec.container import Header, LayerReader, Writer
 from diffcodec.contents import (
     Contents,
@@ -27,6 +27,7 @@ from diffcodec.contents import (
 )
 from diffcodec.errors import DamageError, DataError, FormatError
 from diffcodec.extras import EXCESS, Front
+from diffcodec.final_layer import strips
 from diffcodec.image import (
     Metadata,
     Picture,
@@ -37,7 +38,7 @@ from diffcodec.image import (
 )
 from diffcodec.model import Model
 from diffcodec.parallel import one_torch_thread, thread_map
-from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort, plan_for
+from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort, plan_for, search_for
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
 from diffcodec.render import RENDERS, mean
@@ -142,7 +143,7 @@ def encode(
     if last == header.plan.timesteps[0]:
         return writer.getvalue()
     start, strip = writer.size, 0  # of the layer that comes next
-    sent = send(model, picture.levels, settings, EFFORTS[effort], pulse)
+    sent = send(model, picture.levels, settings, search_for(effort, area), pulse)
     with one_torch_thread(area <= SMALL_PIXELS):
         for layer in _whole_layers(sent, header.plan, watch):
             if layer.b:

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 
 from diffcodec import final_layer
 from diffcodec.errors import FormatError
-from diffcodec.final_layer import STRIP_ROWS
+from diffcodec.final_layer import strips
 from diffcodec.model import Model
+from diffcodec.plans import Search
 from diffcodec.render import Render, mean
 from diffcodec.reverse import start, state_check
-from diffcodec.steps import Cut, Final, Settings, Step, receive_step, send_step
+from diffcodec.steps import Cut, Final, Settings, Step, receive_step
+from diffcodec.tries import best_try
 
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
@@ -110,7 +112,7 @@ def send(
     model: Model,
     x_0: U8,
     settings: Settings,
-    survivors: int,
+    search: Search,
     pulse: Callable[[], None] = _no_pulse,
 ) -> Iterator[SentLayer]:
     """Algorithm 3: code levels ``x_0`` uint8 [3, H, W], one layer at a time.
@@ -119,12 +121,13 @@ def send(
     """
     grey, plan = settings.grey, settings.plan
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
+    out = None
     for a, b in plan.steps:  # line 2
-        step = Step(model, x, a, b, settings)
-        code, ratio = send_step(step, x_0, settings, survivors, pulse)
-        x = step.arrive()  # line 3
-        yield SentLayer(b, code, state_check(x), ratio, step.shown, x)
-    final = Final(model, x, settings)
+        step = Step(model, x, a, b, settings, out)
+        sent = best_try(step, x_0, settings, search, pulse)
+        x, out = sent.step.arrive(), sent.ahead  # line 3
+        yield SentLayer(b, sent.code, state_check(x), sent.ratio, sent.step.shown, x)
+    final = Final(model, x, settings, out)
     for rows in strips(settings.height):  # line 5
         own = x_0[:, rows].astype(np.int64)
         code = final_layer.send_strip(own, final.distribution(rows), grey)
@@ -229,8 +232,3 @@ class _Layer:
     def finish(self, x: I32) -> bool:
         """All steps of the layer are decoded and led to state ``x``; whether that is certain."""
         return self.source.close(self.cut.place, state_check(x))
-
-
-def strips(height: int) -> list[slice]:
-    """Row ranges of the final layer's independently coded strips."""
-    return [slice(top, min(top + STRIP_ROWS, height)) for top in range(0, height, STRIP_ROWS)]

@@ -7,10 +7,11 @@ from typing import Any
 
 from diffcodec import chunks, container, extras
 from diffcodec.chunks import Chunk
-from diffcodec.codec import receive, strips
+from diffcodec.codec import receive
 from diffcodec.container import Header, Layer, LayerReader
 from diffcodec.errors import DamageError, FormatError, ModelError
 from diffcodec.extras import EXCESS
+from diffcodec.final_layer import strips
 from diffcodec.image import U8, to_array
 from diffcodec.model import Model
 from diffcodec.plans import Plan

@@ -103,9 +103,7 @@ def ideal_chain(
         for rows in settings.bands:
             p = step.prior(rows)
             d = p.shifts(picture.levels[:, rows])
-            s = np.exp2(p.s_index / OCTAVE)
-            kl = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
-            total += float(np.sum(kl if p.mute is None else kl[~p.mute]))
+            total += float(np.sum(p.divergence(d)))
             y = d + rng.standard_normal(d.shape)
             step.move(rows, p, np.rint(y * (1 << Y_UNIT)).astype(np.int64))
         if watch and bits:

@@ -65,6 +65,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_folder(path: Path) -> None:
+    """DataError if there is no folder to write ``path`` in, before hours go into it."""
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: cannot be written (no such folder)")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` in one piece (straight through to a pipe or device)."""
     if path == STANDARD:

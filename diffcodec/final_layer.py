@@ -111,6 +111,11 @@ _REACH = np.array([int(5 * tables.scale_levels(i)) + 2 for i in range(SCALE_MIN,
 """Distance from 0 or 255, in levels, within which a distribution feels the edge."""
 
 
+def strips(height: int) -> list[slice]:
+    """Row ranges of the layer's independently coded strips."""
+    return [slice(top, min(top + STRIP_ROWS, height)) for top in range(0, height, STRIP_ROWS)]
+
+
 def even_fields(height: int, width: int) -> NDArray[np.bool_]:
     """The pixels of the first pass, [height, width]: row + column is even."""
     rows, columns = np.ogrid[:height, :width]

@@ -74,18 +74,28 @@ PLANS: dict[int, Plan] = {
 # For those who give time for size.
 PLANS |= {n: replace(PLANS[own], mirrored=True) for n, own in ((5, 4), (6, 3), (7, 0))}
 
-EFFORTS: dict[int, int] = {
-    1: 128,
-    2: 512,
-    3: 2048,
-    4: 4096,
-    5: 10240,
-    6: 24576,
-    7: 49152,
-    8: 65536,
-    9: 98304,
+
+@dataclass(frozen=True)
+class Search:
+    """How hard the sender looks: survivors of the trellis search, and tries at every step, of
+    which the one that leaves least to say is sent."""
+
+    survivors: int
+    tries: int = 1
+
+
+_SURVIVORS = (128, 512, 2048, 4096, 10240, 24576, 49152, 65536, 98304)
+
+EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
+"""Effort 1…9."""
+
+SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
+    6: Search(12288, 3),
+    7: Search(20480, 4),
+    8: Search(32768, 8),
+    9: Search(49152, 16),
 }
-"""Effort 1…9: survivors of the trellis search."""
+"""The same of a small picture: its files differ enough for one of several to be worth choosing."""
 
 MIRRORED_EFFORT = 7
 """From this effort on the network is asked of the mirror image, too."""
@@ -97,6 +107,11 @@ SMALL_PIXELS = 64 * 64
 def default_effort(pixels: int) -> int:
     """What is worth its time: 5 for a small picture, 4 for one whose seconds add up."""
     return 5 if pixels <= SMALL_PIXELS else 4
+
+
+def search_for(effort: int, pixels: int) -> Search:
+    """What an effort means for a picture of so many pixels."""
+    return (SMALL_EFFORTS if pixels <= SMALL_PIXELS else EFFORTS)[effort]
 
 
 def plan_for(plan: Plan, effort: int) -> Plan:

@@ -24,6 +24,7 @@ from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
 from diffcodec.noise import derive_key, shared_normal
+from diffcodec.parallel import one_torch_thread, thread_map
 from diffcodec.plans import SMALL_PIXELS
 from diffcodec.schedule import Step
 from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
@@ -87,14 +88,26 @@ def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
-    out = model.evaluate(torch.from_numpy(x), t)
-    if mirrored:
-        other = model.evaluate(torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1])), t)
-        out = Integers(*(_mean(a, b.flip(-1)) for a, b in zip(out, other, strict=True)))
+    out = _mirrored(model, x, t) if mirrored else model.evaluate(torch.from_numpy(x), t)
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
     return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs)
+
+
+def _mirrored(model: Model, x: I32, t: int) -> Integers:
+    """Mean of what the network says of a picture and of its mirror image."""
+    pictures = torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1]))
+    if x[0].size > SMALL_PIXELS:
+        both = [model.evaluate(picture, t) for picture in pictures]
+    else:
+
+        def work(number: int) -> Integers:
+            with one_torch_thread():
+                return model.evaluate(pictures[number], t)
+
+        both = thread_map(work, 2)
+    return Integers(*(_mean(a, b.flip(-1)) for a, b in zip(*both, strict=True)))
 
 
 def _mean(a: Tensor, b: Tensor) -> Tensor:
@@ -148,6 +161,12 @@ class Prior:
         """√(1 + s): the standard deviation of y under p_θ, [coefficients]."""
         spread = np.sqrt(1.0 + np.exp2(np.clip(self.s_index, S_MIN, S_MAX) / OCTAVE))
         return spread if self.mute is None else np.where(self.mute, 1.0, spread)
+
+    def divergence(self, d: F64) -> F64:
+        """KL(q || p_θ) in bits for shifts d, [coefficients]."""
+        s = np.exp2(self.s_index / OCTAVE)
+        bits = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
+        return bits if self.mute is None else np.where(self.mute, 0.0, bits)
 
     def sample(self, y: I64) -> I32:
         """x_b = μ_θ + √β̃ Wᵀ y, for y in 2**-12, as a state."""

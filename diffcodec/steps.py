@@ -20,7 +20,7 @@ from diffcodec.coefficients import bands
 from diffcodec.exact import EPS_UNIT
 from diffcodec.final_layer import Distribution
 from diffcodec.model import Model
-from diffcodec.noise import derive_key
+from diffcodec.noise import NOISE_UNIT, derive_key, shared_normal
 from diffcodec.parallel import thread_map
 from diffcodec.plans import Plan
 from diffcodec.reverse import (
@@ -40,6 +40,9 @@ U8 = NDArray[np.uint8]
 
 GROUP_PIXELS = 1 << 20
 """Bands are worked on together up to this many pixels, so that all cores have segments."""
+
+NUDGE = 0.02
+"""Of a further try's shifts, in standard deviations of q."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,21 @@ class Step:
     """One step a → b.  ``x`` int32 [3, H, W] is x_a at first; :meth:`move` makes it x_b, band by
     band, and :meth:`arrive` ends the step.
 
+    out: what the network says of x_a, where that is known already;
     shown: levels uint8 [3, H, W] of x̂_0(x_a), filled in where :meth:`prior` was called.
     """
 
-    def __init__(self, model: Model, x: I32, a: int, b: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: Model,
+        x: I32,
+        a: int,
+        b: int,
+        settings: Settings,
+        out: NetworkOutput | None = None,
+    ) -> None:
         self.model, self.x, self.a, self.b, self.grey = model, x, a, b, settings.grey
-        self._out: NetworkOutput = evaluate(model, x, a, settings.plan.mirrored)
+        self._out = out or evaluate(model, x, a, settings.plan.mirrored)
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
 
@@ -176,10 +188,11 @@ def send_step(
     settings: Settings,
     survivors: int,
     pulse: Callable[[], None],
+    number: int = 0,
 ) -> tuple[bytes, float]:
     """Convey x_b ~ q(x_b | x_a, x_0) for levels x_0: (bytes, noise ratio E[(y − d)²]).
 
-    ``pulse`` is called after every group of bands.
+    ``pulse`` is called after every group of bands; every ``number`` gives another x_b.
     """
     codes: list[bytes] = []
     error = 0.0
@@ -187,7 +200,10 @@ def send_step(
         priors = [step.prior(rows) for rows in group]
         shifts = [p.shifts(x_0[:, rows]) for p, rows in zip(priors, group, strict=True)]
         segments = _segments(priors, len(codes))
-        results = _send(segments, shifts, settings.key(step.b), settings.plan.eta, survivors)
+        asked = shifts
+        if number:
+            asked = _nudged(shifts, derive_key(settings.key(step.b), number, len(codes)))
+        results = _send(segments, asked, settings.key(step.b), settings.plan.eta, survivors)
         y = _gather(priors, segments, [received for _, received in results])
         for rows, p, own, d in zip(group, priors, y, shifts, strict=True):
             step.move(rows, p, own)
@@ -195,6 +211,14 @@ def send_step(
         codes += [code for code, _ in results]
         pulse()
     return b"".join(codes), error / x_0.size
+
+
+def _nudged(shifts: list[F64], key: int) -> list[F64]:
+    """So little noise on top that it costs nothing, but the search takes another way."""
+    scale = NUDGE / (1 << NOISE_UNIT)
+    return [
+        d + scale * shared_normal(derive_key(key, band), len(d)) for band, d in enumerate(shifts)
+    ]
 
 
 def _send(
@@ -293,9 +317,11 @@ def estimated_levels(model: Model, x: I32, t: int, out: NetworkOutput, settings:
 class Final:
     """p_θ(x_0 | x_1), strip by strip; shown: levels uint8 [3, H, W] of x̂_0(x_1)."""
 
-    def __init__(self, model: Model, x: I32, settings: Settings) -> None:
+    def __init__(
+        self, model: Model, x: I32, settings: Settings, out: NetworkOutput | None = None
+    ) -> None:
         self.model, self.x, self.grey = model, x, settings.grey
-        self._out = evaluate(model, x, 1, settings.plan.mirrored)
+        self._out = out or evaluate(model, x, 1, settings.plan.mirrored)
         self.shown = estimated_levels(model, x, 1, self._out, settings)
 
     def distribution(self, rows: slice) -> Distribution:

@@ -587,6 +587,12 @@ def test_a_folder_that_is_missing_or_a_file_in_its_place_is_refused(
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_missing_folder_is_refused_before_the_work(command: str, tmp_path: Path) -> None:
+    result = run(command, tmp_path / "no-such-source", "-o", tmp_path / "missing" / "a.out")
+    assert_refused(result, DATA_ERROR, "missing/a.out: cannot be written (no such folder)")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(tiny_file: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"

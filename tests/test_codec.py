@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 import diffcodec
 from diffcodec import FormatError
-from diffcodec.codec import SentLayer, receive, send, strips
+from diffcodec.codec import SentLayer, receive, send
 from diffcodec.container import Layer, read_header
 from diffcodec.contents import describe
 from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
+from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
-from diffcodec.plans import PLANS, Plan
+from diffcodec.plans import PLANS, Plan, Search
 from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
 from diffcodec.steps import Settings
@@ -209,7 +210,7 @@ def test_quality_rises_along_a_file_to_the_exact_picture(
 
 def sent_layers(model: Model, pixels: U8, settings: Settings) -> list[SentLayer]:
     planes = np.stack([pixels] * 3) if settings.grey else pixels.transpose(2, 0, 1)
-    return list(send(model, planes, settings, survivors=64))
+    return list(send(model, planes, settings, Search(64)))
 
 
 @dataclass

@@ -12,6 +12,7 @@ from diffcodec.plans import (
     Plan,
     default_effort,
     plan_for,
+    search_for,
 )
 
 
@@ -68,12 +69,18 @@ def test_impossible_plans_are_refused(timesteps: tuple[int, ...], eta: int, grou
         Plan(timesteps, eta, grouped)
 
 
-def test_more_effort_is_more_survivors() -> None:
+@pytest.mark.parametrize("pixels", [SMALL_PIXELS, SMALL_PIXELS + 1])
+def test_more_effort_is_more_work(pixels: int) -> None:
     assert sorted(EFFORTS) == list(range(1, 10))
+    searches = [search_for(effort, pixels) for effort in EFFORTS]
+    work = [search.survivors * search.tries for search in searches]
+    assert work == sorted(set(work))
+    assert [search.survivors for search in searches] == sorted(s.survivors for s in searches)
+
+
+def test_default_efforts() -> None:
     assert default_effort(SMALL_PIXELS) == 5
     assert default_effort(SMALL_PIXELS + 1) == 4
-    survivors = [EFFORTS[effort] for effort in sorted(EFFORTS)]
-    assert survivors == sorted(set(survivors))
 
 
 def test_layers_are_called_by_number_and_timestep() -> None:

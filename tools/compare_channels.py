@@ -40,7 +40,6 @@ import torch
 from numpy.typing import NDArray
 
 from diffcodec import channel, final_layer, tables
-from diffcodec.codec import strips
 from diffcodec.data import load_images
 from diffcodec.entropy import (
     Decoder,
@@ -50,6 +49,7 @@ from diffcodec.entropy import (
     categorical,
     integer_probabilities,
 )
+from diffcodec.final_layer import strips
 from diffcodec.image import from_array
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, permutation, shared_normal
@@ -450,7 +450,7 @@ def main(
     pictures = load_images([data])[first : first + limit]
     if not pictures:
         raise click.UsageError(f"there is no picture {first}")
-    channels = ways(model.plan, EFFORTS[effort], chunk_bits, index_bits)
+    channels = ways(model.plan, EFFORTS[effort].survivors, chunk_bits, index_bits)
     Trellis(model.plan.eta, 1).send(np.ones(64), np.zeros(64, dtype=np.int64), 0)  # compiles it
     click.echo(HEAD)
     for label, way in channels.items():

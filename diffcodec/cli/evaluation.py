@@ -16,7 +16,6 @@ from tqdm import tqdm
 from diffcodec.cli.base import PATH, Progress, main
 from diffcodec.cli.sampling import (
     chain_options,
-    check_folder,
     check_size,
     load,
     make_sampler,
@@ -97,6 +96,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         --samples 5000 --steps 100
     """
     from diffcodec.data import load_images
+    from diffcodec.files import check_folder
 
     _check_options(ctx, options)
     for output in (options["plot"], options["json_path"]):

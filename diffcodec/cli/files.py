@@ -96,9 +96,14 @@ def _show(result: Result, target: Path | None = None) -> None:
 
 def _single_target(source: Path, output: Path | None, suffix: str) -> Path:
     """Where to write what is made of one file."""
+    from diffcodec.files import check_folder
+
     if output is None and source == STANDARD:
         raise click.UsageError("standard input needs -o FILE, or -o - for standard output")
-    return output or source.with_suffix(suffix)
+    if output is None:
+        return source.with_suffix(suffix)
+    check_folder(output)
+    return output
 
 
 def _many_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -149,16 +149,11 @@ def check_size(name: object, pixels: NDArray[np.uint8], multiple: int) -> None:
         )
 
 
-def check_folder(path: Path) -> None:
-    """DataError if there is no folder to write ``path`` in, before hours go into it."""
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: cannot be written (no such folder)")
-
-
 def check_output(path: Path) -> None:
-    """The same for a picture, whose type must be one that can be written."""
+    """DataError if a picture cannot be written to ``path``, before hours go into it."""
     import numpy as np
 
+    from diffcodec.files import check_folder
     from diffcodec.image import image_bytes
 
     check_folder(path)
