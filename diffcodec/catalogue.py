@@ -29,6 +29,8 @@ CATALOGUE: dict[int, Entry] = {
     2: Entry("photo", bytes.fromhex("fbfe52"), 3),
     3: Entry("cifar10", bytes.fromhex("bc6636"), 5),
     4: Entry("photo", bytes.fromhex("fbfe52"), 6),
+    5: Entry("cifar10", bytes.fromhex("946956"), 4),
+    6: Entry("cifar10", bytes.fromhex("946956"), 5),
 }
 
 

@@ -91,7 +91,7 @@ EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
     6: Search(12288, 3),
-    7: Search(20480, 4),
+    7: Search(24576, 4),
     8: Search(32768, 8),
     9: Search(49152, 16),
 }

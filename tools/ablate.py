@@ -5,7 +5,7 @@
 
 Changes, each against the same base:
 
-- ``effort=1…9``: survivors of the trellis search;
+- ``effort=1…9``: survivors of the trellis search and tries at every step;
 - ``eta=64…255``: the rate spent over the ideal one, in 1/128;
 - ``plan=N`` or ``plan=680,330,…,1``: timesteps, η and first layer of plan N, or timesteps with
   the rest as it is (an exact model has constants for its own timesteps only; with

@@ -125,6 +125,8 @@ NUMBERED_MODELS = {
     2: (bytes.fromhex("fbfe52"), 3),
     3: (bytes.fromhex("bc6636"), 5),
     4: (bytes.fromhex("fbfe52"), 6),
+    5: (bytes.fromhex("946956"), 4),
+    6: (bytes.fromhex("946956"), 5),
 }
 """Fingerprint and own plan (§8)."""
 
