@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 U8 = NDArray[np.uint8]
 
 
+def zigzag(value: int) -> int:
+    """0, −1, 1, −2, 2, … as 0, 1, 2, 3, 4, …."""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def from_zigzag(number: int) -> int:
+    """Reverse of :func:`zigzag`."""
+    return -(number + 1) // 2 if number % 2 else number // 2
+
+
 class BitWriter:
     """Collects bits; :meth:`getvalue` needs a whole number of bytes."""
 
@@ -32,7 +42,7 @@ class BitWriter:
 
     def write_signed_gamma(self, value: int) -> None:
         """Elias gamma code of the zigzag of ``value``: 0 takes 1 bit, ±1 and −2 take 3 …"""
-        number = (2 * value if value >= 0 else -2 * value - 1) + 1
+        number = zigzag(value) + 1
         self.write(number, 2 * number.bit_length() - 1)
 
     def align(self) -> None:
@@ -74,8 +84,7 @@ class BitReader:
         zeros = 0
         while not self.read(1):
             zeros += 1
-        number = (1 << zeros | self.read(zeros)) - 1
-        return -(number + 1) // 2 if number % 2 else number // 2
+        return from_zigzag((1 << zeros | self.read(zeros)) - 1)
 
     def align(self) -> None:
         self.position += -self.position % 8

@@ -31,6 +31,8 @@ CATALOGUE: dict[int, Entry] = {
     4: Entry("photo", bytes.fromhex("fbfe52"), 6),
     5: Entry("cifar10", bytes.fromhex("946956"), 4),
     6: Entry("cifar10", bytes.fromhex("946956"), 5),
+    7: Entry("cifar10", bytes.fromhex("41dcd2"), 4),
+    8: Entry("cifar10", bytes.fromhex("41dcd2"), 5),
 }
 
 

@@ -1,4 +1,4 @@
-"""The .ddc container, version 5: bytes ↔ header and layers.  docs/format.md is its specification.
+"""The .ddc container, versions 5 and 6: bytes ↔ header and layers, as docs/format.md has them.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -10,13 +10,15 @@ import binascii
 from dataclasses import dataclass
 from itertools import pairwise
 
-from diffcodec.bits import crc8, decode_varint, encode_varint
+from diffcodec.bits import crc8, decode_varint, encode_varint, from_zigzag, zigzag
 from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import FormatError
+from diffcodec.final_layer import STRIP_ROWS
 from diffcodec.plans import PLANS, Plan
 
 MAGIC = b"\xdd"
-VERSION = 5
+VERSION = 6
+READABLE = (5, 6)
 VERSION_1 = b"\xddC"
 """What files of version 1 began with; nobody was given any of versions 1 to 3."""
 
@@ -57,7 +59,8 @@ class Header:
     model: name, empty for one of the catalogue (its fingerprint finds it);
     float_arithmetic: the network was evaluated in floating point, so that only a machine like
     the writer's decodes the file; chunks, trailer: blocks of chunks come before the first layer,
-    after the last one; planes: the one plane of a grey picture is to be shown as three.
+    after the last one; planes: the one plane of a grey picture is to be shown as three; version:
+    of the format.
     """
 
     width: int
@@ -71,6 +74,34 @@ class Header:
     chunks: bool = False
     trailer: bool = False
     planes: bool = False
+    version: int = VERSION
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the final layer rounds its corrections; in version 5 they are rounded down."""
+        return self.version > 5
+
+    @property
+    def has_short_strips(self) -> bool:
+        """Whether strips say how much longer they are than expected, and have short checks."""
+        return self.version > 5 and not self.has_lengths
+
+    @property
+    def pixel_check_bytes(self) -> int:
+        """Of a strip's check of its pixels."""
+        return 2 if self.has_short_strips else 4
+
+    def pixel_check(self, pixels: bytes) -> int:
+        """The CRC-32 of a strip's pixels, or its lower half."""
+        return binascii.crc32(pixels) & ((1 << 8 * self.pixel_check_bytes) - 1)
+
+    def expected_length(self, steps: int) -> int:
+        """Bytes of a short strip after so many bytes of layers of steps.
+
+        Not far from the truth for pictures as they are, so that the difference takes one byte.
+        """
+        values = self.width * self.height * (1 if self.grey else 3)
+        return (steps // 3 + values // 48) // -(-self.height // STRIP_ROWS)
 
     @property
     def has_lengths(self) -> bool:
@@ -106,7 +137,7 @@ class Header:
         square = self.width == self.height
         flags = FLAG_SQUARE * square | FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
         out = bytearray(MAGIC)
-        out.append(VERSION << 4 | flags)
+        out.append(self.version << 4 | flags)
         if options:
             out.append(options)
         out += encode_varint(self.width)
@@ -170,9 +201,10 @@ def read_header(content: bytes) -> tuple[Header, int]:
     cursor.take(1)
     first = cursor.take(1)[0]
     version = 1 if content[:2] == VERSION_1 else first >> 4
-    if version != VERSION:
+    if version not in READABLE:
         raise FormatError(
-            f"written in version {version} of the format; this program reads version {VERSION}"
+            f"written in version {version} of the format; this program reads versions "
+            f"{READABLE[0]} to {READABLE[-1]}"
         )
     options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
     grey, planes = bool(first & FLAG_GREY), bool(options & OPTION_PLANES)
@@ -208,6 +240,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         chunks=bool(options & OPTION_CHUNKS),
         trailer=bool(options & OPTION_TRAILER),
         planes=planes,
+        version=version,
     )
     return header, cursor.place
 
@@ -255,7 +288,7 @@ class Layer:
     """One layer as found in a file.
 
     code: its payload, as far as present; check: of the receiver's state after it (one byte) or,
-    for a strip, CRC-32 of its pixels, None if it has none or that is not present; start, end: its
+    for a strip, of its pixels, None if it has none or that is not present; start, end: its
     place in the file, framing included (end is where it would end if it is cut); whole: all of it
     is there.
     """
@@ -273,6 +306,7 @@ class Writer:
     def __init__(self, header: Header, front: bytes = b"") -> None:
         self._out = bytearray(header.encode() + front)
         self._header, self._layers = header, 0
+        self._first, self._steps_end = self.size, self.size
 
     @property
     def size(self) -> int:
@@ -289,10 +323,16 @@ class Writer:
         if self._header.has_check(self._layers):
             self._out.append(check)
         self._layers += 1
+        self._steps_end = self.size
 
     def add_strip(self, code: bytes, pixels: bytes) -> None:
-        """A strip of the final layer: length, CRC-32 of its pixels, payload."""
-        self._out += encode_varint(len(code)) + pixel_check(pixels).to_bytes(4, "big") + code
+        """A strip of the final layer: length, check of its pixels (a byte a value), payload."""
+        header, length = self._header, len(code)
+        if header.has_short_strips:
+            steps = self._steps_end - self._first
+            length = zigzag(length - header.expected_length(steps))
+        check = header.pixel_check(pixels).to_bytes(header.pixel_check_bytes, "big")
+        self._out += encode_varint(length) + check + code
 
     def add_trailer(self, trailer: bytes) -> None:
         """What comes after the last strip."""
@@ -300,11 +340,6 @@ class Writer:
 
     def getvalue(self) -> bytes:
         return bytes(self._out)
-
-
-def pixel_check(pixels: bytes) -> int:
-    """CRC-32 of a strip's pixels."""
-    return binascii.crc32(pixels) & 0xFFFFFFFF
 
 
 class LayerReader:
@@ -320,6 +355,7 @@ class LayerReader:
         self._checked = place
         self.has_lengths = header.has_lengths
         self._header = header
+        self._first, self._steps_end = place, place
         self.layers: list[Layer] = []
 
     @property
@@ -372,6 +408,7 @@ class LayerReader:
         if layer.check not in (None, check):
             raise FormatError("its check does not match")
         self._add(layer)
+        self._steps_end = self.place
         if layer.check is None:
             return False
         self._checked = layer.end
@@ -405,16 +442,32 @@ class LayerReader:
     def strip(self) -> Layer | None:
         """The next strip, which may be cut; None if nothing of its payload can be there."""
         self.latest = self.place
-        found = self._length()
-        if found is None or found[1] + 4 > len(self.content):
+        found = self.strip_length()
+        if found is None or found[1] + self.strip_check_bytes > len(self.content):
             return None
-        size, body = found[0], found[1] + 4
+        size, body = found[0], found[1] + self.strip_check_bytes
         end = body + size
         code = self.content[body:end]
-        check = int.from_bytes(self.content[body - 4 : body], "big")
+        check = int.from_bytes(self.content[found[1] : body], "big")
         layer = Layer(code, check, self.place, end, end <= len(self.content))
         self._add(layer)
         return layer
+
+    @property
+    def strip_check_bytes(self) -> int:
+        """Of every strip."""
+        return self._header.pixel_check_bytes
+
+    def strip_length(self) -> tuple[int, int] | None:
+        """(length of the strip here, where its check begins); None if the file ends first."""
+        found = self._length()
+        if found is None or not self._header.has_short_strips:
+            return found
+        steps = self._steps_end - self._first
+        size = self._header.expected_length(steps) + from_zigzag(found[0])
+        if not 0 <= size <= MAX_LAYER:
+            raise FormatError(f"impossible length {size}")
+        return size, found[1]
 
     def _length(self) -> tuple[int, int] | None:
         """(length of the layer here, where its payload begins); None if the file ends first."""

@@ -104,14 +104,14 @@ def pixel_bytes(levels: U8, grey: bool) -> bytes:
 
 
 def verify(header: Header, reader: LayerReader, levels: U8) -> None:
-    """Check every whole strip of the final layer against the CRC of its pixels.
+    """Check every whole strip of the final layer against the check of its pixels.
 
     levels: uint8 [3, H, W]; DamageError if they are others.
     """
     found = reader.layers[len(header.plan.layers) :]
     for rows, layer in zip(strips(header.height), found, strict=False):
         pixels = pixel_bytes(levels[:, rows], header.grey)
-        if layer.whole and container.pixel_check(pixels) != layer.check:
+        if layer.whole and header.pixel_check(pixels) != layer.check:
             # Where the state after all steps has no check, a strip before this one is as good.
             is_sure = header.has_lengths or rows.start > 0
             sure = 1 if is_sure else header.plan.layers[0][-1][1]
@@ -191,7 +191,8 @@ def _and_front(header: Header) -> str:
 
 
 def settings_of(header: Header) -> Settings:
-    return Settings(header.plan, header.height, header.width, header.seed, header.grey)
+    size = header.height, header.width
+    return Settings(header.plan, *size, header.seed, header.grey, header.rounds)
 
 
 def describe(

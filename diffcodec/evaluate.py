@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diffcodec.api import decode, encode, parse
 from diffcodec.bits import decode_varint
 from diffcodec.codec import SentLayer
+from diffcodec.contents import settings_of
 from diffcodec.errors import FormatError
 from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
 from diffcodec.image import Picture, from_array, to_array
@@ -210,7 +211,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
     header, layers = contents.header, contents.layers
     if not header.has_lengths or header.plan.grouped > 1:
         return [decode(content[:size], model=model).pixels for size in sizes]
-    settings = Settings(header.plan, header.height, header.width, header.seed, header.grey)
+    settings = settings_of(header)
     x = start(header.plan.timesteps[0], header.seed, header.height, header.width)
     grey = header.grey and not header.planes
     found: dict[int, U8] = {}

@@ -53,19 +53,29 @@ class Distribution:
     """p_θ(x_0 | x_1) of a strip; all int64 [3, h, w].
 
     mean: in 1/16 level; scale: log2 of the standard deviation in levels, in 1/8;
-    coefs: G→R, G→B, R→B in 1/64; neighbours: [3, 6] in 1/1024, see :func:`neighbour_sums`.
+    coefs: G→R, G→B, R→B in 1/64; neighbours: [3, 6] in 1/1024, see :func:`neighbour_sums`;
+    rounds: whether corrections are rounded to 1/16 level, or down (version 5 of the format).
     """
 
     mean: I64
     scale: I64
     coefs: I64
     neighbours: I64 = field(default_factory=NO_NEIGHBOURS.copy)
+    rounds: bool = True
+
+    def divide(self, sums: I64, by: int) -> I64:
+        """sums / by as integers."""
+        return (sums + (by // 2 if self.rounds else 0)) // by
 
     def rows(self, start: int, stop: int) -> Distribution:
         """The strip of rows start … stop−1."""
         part = slice(start, stop)
         return Distribution(
-            self.mean[:, part], self.scale[:, part], self.coefs[:, part], self.neighbours
+            self.mean[:, part],
+            self.scale[:, part],
+            self.coefs[:, part],
+            self.neighbours,
+            self.rounds,
         )
 
 
@@ -156,7 +166,7 @@ class _Pixels:
             weights = weights * np.isin(np.arange(6), (GREEN, 3 + GREEN))
         for channel in self.channels:
             total = np.tensordot(weights[channel], neighbour_sums(near), axes=1)
-            self.shift[channel] = total // NEIGHBOUR_UNIT
+            self.shift[channel] = self.p.divide(total, NEIGHBOUR_UNIT)
         for channel in self.channels:
             yield channel, ~self.even
 
@@ -165,14 +175,14 @@ class _Pixels:
         p, residuals = self.p, self.residuals
         if self.grey:
             # x_1 holds three views of one value: 1/√3 of the spread.
-            mean, scale = p.mean.sum(axis=0) // 3, p.scale[GREEN] - round(tables.OCTAVE * 0.79)
-            return mean + self.shift[GREEN], scale
+            mean = p.divide(p.mean.sum(axis=0), 3) + self.shift[GREEN]
+            return mean, p.scale[GREEN] - round(tables.OCTAVE * 0.79)
         mean = p.mean[channel] + self.shift[channel]
         if channel == RED:
-            mean = mean + (p.coefs[0] * residuals[GREEN]) // COEF_UNIT
+            mean = mean + p.divide(p.coefs[0] * residuals[GREEN], COEF_UNIT)
         if channel == BLUE:
             green, red = p.coefs[1] * residuals[GREEN], p.coefs[2] * residuals[RED]
-            mean = mean + (green + red) // COEF_UNIT
+            mean = mean + p.divide(green + red, COEF_UNIT)
         return mean, p.scale[channel]
 
 

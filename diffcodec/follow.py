@@ -85,7 +85,7 @@ class FollowingReader(LayerReader):
 
     def open(self) -> tuple[bytes, bool]:
         if self.has_lengths:
-            self._wait_for_length(behind=self.check_bytes)
+            self._wait_for(self._length, self.check_bytes)
         return super().open()
 
     def more(self, size: int) -> bytes:
@@ -99,7 +99,7 @@ class FollowingReader(LayerReader):
         return super().close(used, check)
 
     def strip(self) -> Layer | None:
-        self._wait_for_length(behind=4)
+        self._wait_for(self.strip_length, self.strip_check_bytes)
         return super().strip()
 
     def grow(self) -> bool:
@@ -110,9 +110,9 @@ class FollowingReader(LayerReader):
         self.content = self._feed.content
         return arrived
 
-    def _wait_for_length(self, behind: int) -> None:
+    def _wait_for(self, length: Callable[[], tuple[int, int] | None], behind: int) -> None:
         """Wait for a length, what it counts, and the bytes that come with it."""
-        while (found := self._length()) is None and self.grow():
+        while (found := length()) is None and self.grow():
             pass
         if found is not None:
             self._wait(sum(found) + behind)

@@ -175,7 +175,9 @@ class Prior:
         return x_b.astype(np.int64).astype(np.int32)
 
 
-def final_distribution(model: Model, out: NetworkOutput, x_1: I32, grey: bool) -> Distribution:
+def final_distribution(
+    model: Model, out: NetworkOutput, x_1: I32, grey: bool, rounds: bool = True
+) -> Distribution:
     """p_θ(x_0 | x_1) of some rows, as integers for the coder."""
     x0_hat = predict_x0(model, x_1, 1, out, grey)
     return Distribution(
@@ -183,6 +185,7 @@ def final_distribution(model: Model, out: NetworkOutput, x_1: I32, grey: bool) -
         scale=out.scale_index.astype(np.int64) + model.schedule.sigma_index(1),
         coefs=out.coefs.astype(np.int64),
         neighbours=model.neighbours,
+        rounds=rounds,
     )
 
 

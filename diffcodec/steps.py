@@ -47,13 +47,17 @@ NUDGE = 0.02
 
 @dataclass(frozen=True)
 class Settings:
-    """What sender and receiver agree on beforehand (all of it is in the file's header)."""
+    """What sender and receiver agree on beforehand (all of it is in the file's header).
+
+    rounds: whether the final layer rounds its corrections, see :class:`Distribution`.
+    """
 
     plan: Plan
     height: int
     width: int
     seed: int = 0
     grey: bool = False
+    rounds: bool = True
 
     def key(self, b: int) -> int:
         """Of everything random in the step to timestep b."""
@@ -320,11 +324,12 @@ class Final:
     def __init__(
         self, model: Model, x: I32, settings: Settings, out: NetworkOutput | None = None
     ) -> None:
-        self.model, self.x, self.grey = model, x, settings.grey
+        self.model, self.x, self.settings = model, x, settings
         self._out = out or evaluate(model, x, 1, settings.plan.mirrored)
         self.shown = estimated_levels(model, x, 1, self._out, settings)
 
     def distribution(self, rows: slice) -> Distribution:
         """What the coder needs for these rows, which begin at a multiple of 8."""
         out, x_1 = self._out.rows(rows), self.x[:, rows]
-        return final_distribution(self.model, out, x_1, self.grey)
+        settings = self.settings
+        return final_distribution(self.model, out, x_1, settings.grey, settings.rounds)

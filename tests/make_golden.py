@@ -1,4 +1,5 @@
-"""Write tests/golden: a small exact model, files made with it, digests of what they decode to.
+"""Write tests/golden: a small exact model, and for this version of the format files made with it
+and digests of what they decode to.
 
     python tests/make_golden.py
 
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 import diffcodec
 from diffcodec.calibrate import exact_tensors
+from diffcodec.container import READABLE, VERSION
 from diffcodec.image import Metadata, Picture, from_array, orientation_exif
 from diffcodec.model import EXACT, Model, read_model, save_exact
 from diffcodec.plans import PLANS
 
 GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = {version: GOLDEN / f"version-{version}" for version in READABLE}
 STOPS = (680, 180, 40, 6, 1)
 
 
@@ -97,20 +100,22 @@ def digests(content: bytes, model: Model) -> dict[str, str]:
 def main() -> None:
     folder = GOLDEN / "model"
     model = read_model(folder) if folder.exists() else make_model(folder)
-    digest_path = GOLDEN / "digests.json"
+    own = FOLDERS[VERSION]
+    own.mkdir(exist_ok=True)
+    digest_path = own / "digests.json"
     known = json.loads(digest_path.read_text()) if digest_path.exists() else {}
     for name, (pixels, options) in pictures().items():
         if name not in known:
             content = diffcodec.encode(pixels, model=model, effort=2, **options)  # type: ignore[arg-type]
             assert np.array_equal(diffcodec.decode(content, model=model).pixels, pixels)
-            (GOLDEN / f"{name}.ddc").write_bytes(content)
+            (own / f"{name}.ddc").write_bytes(content)
             known[name] = digests(content, model)
     digest_path.write_text(json.dumps(known, indent=2) + "\n")
     for name, picture in kinds().items():
-        path = GOLDEN / f"{name}.ddc"
+        path = own / f"{name}.ddc"
         if not path.exists():
             path.write_bytes(diffcodec.encode(picture, model=model, effort=2))
-    print(f"{GOLDEN}: {len(known) + len(kinds())} files, model {model.fingerprint.hex()}")
+    print(f"{own}: {len(known) + len(kinds())} files, model {model.fingerprint.hex()}")
 
 
 if __name__ == "__main__":

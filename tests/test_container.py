@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcodec.bits import crc8
+from diffcodec.bits import crc8, encode_varint
 from diffcodec.catalogue import CATALOGUE
 from diffcodec.container import (
     MAGIC,
     MAX_PIXELS,
     MAX_SEED,
     MAX_SIDE,
+    READABLE,
     Header,
     LayerReader,
     Writer,
@@ -51,6 +52,7 @@ headers = st.builds(
     float_arithmetic=st.booleans(),
     chunks=st.booleans(),
     trailer=st.booleans(),
+    version=st.sampled_from(READABLE),
 ).flatmap(lambda h: st.sampled_from([h, replace(h, grey=True, planes=True)]))
 
 
@@ -86,13 +88,13 @@ def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPa
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd512000010203")
+    start = bytes.fromhex("dd612000010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd56"  # version 5, flags grey and options
+            "dd66"  # version 6, flags grey and options
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "00010203"
@@ -107,7 +109,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[1:3].hex() == "5770"  # version 5, flags square, grey, options
+    assert options.encode()[1:3].hex() == "6770"  # version 6, flags square, grey, options
 
 
 @given(headers)
@@ -157,7 +159,8 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (b"\xdd", "ends inside its header"),
         (MAGIC, "ends inside its header"),
         (MAGIC + b"\x20", "version 2"),
-        (MAGIC + b"\x60", "version 6"),
+        (MAGIC + b"\x70", "version 7 .* versions 5 to 6"),
+        (MAGIC + b"\x40", "version 4"),
         (MAGIC + b"\x00", "version 0"),
         (MAGIC + b"C\x11", "version 1"),
         (MAGIC + b"\x58", "more than this version knows"),
@@ -272,7 +275,9 @@ def skimmed(content: bytes, strips: int) -> LayerReader:
 
 
 codes = st.lists(st.binary(max_size=300), min_size=3, max_size=3)
-headers_of_both = st.sampled_from([SMALL_ONE, LARGE_ONE])
+headers_of_both = st.builds(
+    replace, st.sampled_from([SMALL_ONE, LARGE_ONE]), version=st.sampled_from(READABLE)
+)
 
 
 @given(codes, st.lists(st.binary(max_size=300), min_size=1, max_size=3), headers_of_both)
@@ -288,7 +293,9 @@ def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Head
         strip = found.strip()
         assert strip is not None
         assert (strip.code, strip.whole) == (code, True)
-        assert strip.check == binascii.crc32(b"pixels of " + code)
+        short = header.version > 5 and header.width == 8
+        check = binascii.crc32(b"pixels of " + code)
+        assert strip.check == (check & 0xFFFF if short else check)
     assert found.at_end
     assert found.strip() is None
     assert [layer.code for layer in found.layers] == codes + strips
@@ -301,9 +308,11 @@ def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Head
 
 def test_small_pictures_spend_nothing_on_lengths_and_little_on_checks() -> None:
     codes, strips = [b"a" * 9, b"b" * 300, b""], [b"strip"]
-    small, large = written(codes, strips, SMALL_ONE), written(codes, strips)
-    bodies = [len(c) - read_header(c)[1] for c in (small, large)]
-    assert bodies[1] - bodies[0] == (1 + 2 + 1) + 2
+    old = replace(SMALL_ONE, version=5)
+    contents = [written(codes, strips, header) for header in (old, SMALL_ONE, LARGE_ONE)]
+    bodies = [len(content) - read_header(content)[1] for content in contents]
+    assert bodies[2] - bodies[0] == (1 + 2 + 1) + 2
+    assert bodies[0] - bodies[1] == 2
     assert Header(64, 64, FINGERPRINT, PLAN).has_lengths is False
     assert Header(64, 65, FINGERPRINT, PLAN).has_lengths is True
 
@@ -381,3 +390,29 @@ def test_layers_before_an_impossible_length_stand(sound: int) -> None:
 def test_a_mirrored_plan_without_a_number_cannot_be_written() -> None:
     with pytest.raises(FormatError, match="has a number"):
         replace(PLAIN, plan=Plan((40, 6, 1), 130, mirrored=True)).encode()
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1000, 280), (1000, 512), (200, 12), (3, 180)])
+def test_the_length_of_a_small_picture_s_strip_takes_a_byte(steps: int, size: int) -> None:
+    """As long as it is within 119 bytes of what its steps make one expect; then two."""
+    header = Header(32, 32, FINGERPRINT, PLAN)
+    codes = [b"s" * (steps - 3), b"", b"bc"]
+    expected = steps // 3 + 64  # one of the bytes of steps is the check of the first layer
+    for length, framing in ((size, 1 + 2), (expected + 119, 1 + 2), (expected + 120, 2 + 2)):
+        without, content = written(codes, [], header), written(codes, [b"z" * length], header)
+        assert len(content) - len(without) == length + framing
+        found = reader(content)
+        for code, check in zip(codes, CHECKS, strict=True):
+            found.close(len(code), check)
+        strip = found.strip()
+        assert strip is not None
+        assert strip.code == b"z" * length
+
+
+def test_a_strip_of_negative_length_is_refused() -> None:
+    content = written([b"abc"] * 3, [], SMALL_ONE) + encode_varint(239) + b"\0\0"
+    found = reader(content)
+    for check in CHECKS:
+        found.close(3, check)
+    with pytest.raises(FormatError, match="impossible length"):
+        found.strip()

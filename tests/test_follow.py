@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import DATA
-from make_golden import GOLDEN
+from make_golden import FOLDERS, GOLDEN
 from PIL import Image
 
 import diffcodec
 from diffcodec import api, codec
 from diffcodec.api import Decoded
 from diffcodec.cli import main
-from diffcodec.container import read_header
+from diffcodec.container import VERSION, read_header
 from diffcodec.errors import DataError, FormatError
 from diffcodec.follow import Feed, follow, open_feed
 from diffcodec.model import Model, read_model
@@ -39,7 +39,7 @@ def golden() -> Model:
 
 
 def content_of(name: str) -> bytes:
-    return (GOLDEN / f"{name}.ddc").read_bytes()
+    return (FOLDERS[VERSION] / f"{name}.ddc").read_bytes()
 
 
 class Shown:

@@ -1,4 +1,4 @@
-"""Files of this version of the format decode to the same pixels for ever (make_golden.py)."""
+"""Files of every version of the format decode to the same pixels for ever (make_golden.py)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from make_golden import GOLDEN, digests, pictures
+from make_golden import FOLDERS, GOLDEN, digests, pictures
 
 import diffcodec
 from diffcodec.container import VERSION, read_header
 from diffcodec.model import Model, read_model
 
-KNOWN: dict[str, dict[str, str]] = json.loads((GOLDEN / "digests.json").read_text())
+KNOWN: dict[int, dict[str, dict[str, str]]] = {
+    version: json.loads((folder / "digests.json").read_text())
+    for version, folder in FOLDERS.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +23,24 @@ def golden() -> Model:
     return read_model(GOLDEN / "model")
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_golden_files_decode_to_the_known_pixels(golden: Model, name: str) -> None:
-    content = (GOLDEN / f"{name}.ddc").read_bytes()
-    assert content[1] >> 4 == VERSION
-    assert digests(content, golden) == KNOWN[name]
+@pytest.mark.parametrize("version", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(KNOWN[VERSION]))
+def test_golden_files_decode_to_the_known_pixels(golden: Model, name: str, version: int) -> None:
+    content = (FOLDERS[version] / f"{name}.ddc").read_bytes()
+    assert content[1] >> 4 == version
+    assert digests(content, golden) == KNOWN[version][name]
     decoded = diffcodec.decode(content, model=golden)
     assert decoded.exact
     np.testing.assert_array_equal(decoded.pixels, pictures()[name][0])
 
 
-def test_golden_files_use_what_the_format_has(golden: Model) -> None:
+@pytest.mark.parametrize("version", sorted(KNOWN))
+def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> None:
     """Several strips, all kinds of plan, a seed, grey, and a file with corrections."""
-    headers = {name: read_header((GOLDEN / f"{name}.ddc").read_bytes())[0] for name in KNOWN}
+    folder = FOLDERS[version]
+    headers = {
+        name: read_header((folder / f"{name}.ddc").read_bytes())[0] for name in KNOWN[version]
+    }
     assert {h.grey for h in headers.values()} == {False, True}
     assert len({h.plan for h in headers.values()}) == 3
     assert {h.plan.mirrored for h in headers.values()} == {False, True}

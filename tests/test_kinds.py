@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHORT_PLAN, round_trip
-from make_golden import GOLDEN, kinds
+from make_golden import FOLDERS, kinds
 from numpy.typing import NDArray
 from PIL import Image
 from test_cli import DATA_ERROR, assert_refused, run
@@ -208,9 +208,12 @@ def test_large_files_too(tiny: Model) -> None:
     np.testing.assert_array_equal(decoded.pixels, pixels)
 
 
+@pytest.mark.parametrize("version", sorted(FOLDERS))
 @pytest.mark.parametrize("name", sorted(kinds()))
-def test_golden_files_of_every_kind_decode_for_ever(name: str, exact_tiny: Model) -> None:
-    content, picture = (GOLDEN / f"{name}.ddc").read_bytes(), kinds()[name]
+def test_golden_files_of_every_kind_decode_for_ever(
+    name: str, version: int, exact_tiny: Model
+) -> None:
+    content, picture = (FOLDERS[version] / f"{name}.ddc").read_bytes(), kinds()[name]
     expected = to_array(picture.levels, picture.grey and not picture.planes, picture.alpha)
     decoded = diffcodec.decode(content, model=exact_tiny)
     assert decoded.exact
@@ -223,8 +226,9 @@ def test_golden_files_of_every_kind_decode_for_ever(name: str, exact_tiny: Model
     assert cut.metadata.orientation == picture.metadata.orientation
 
 
-def test_golden_files_use_every_kind_of_chunk(exact_tiny: Model) -> None:
-    found = [api.parse((GOLDEN / f"{name}.ddc").read_bytes(), exact_tiny) for name in kinds()]
+@pytest.mark.parametrize("folder", FOLDERS.values())
+def test_golden_files_use_every_kind_of_chunk(folder: Path, exact_tiny: Model) -> None:
+    found = [api.parse((folder / f"{name}.ddc").read_bytes(), exact_tiny) for name in kinds()]
     chunks = [chunk for contents in found for chunk in contents.chunks]
     assert {chunk.kind for chunk in chunks} == {1, 2, 3, 4, 5}
     assert {chunk.payload[0] for chunk in chunks if chunk.kind == 1} == {0, 1, 2}

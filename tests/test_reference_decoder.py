@@ -12,14 +12,18 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from make_golden import GOLDEN, kinds
+from make_golden import FOLDERS, GOLDEN, kinds
 
 import diffcodec
+from diffcodec.container import VERSION
 from diffcodec.image import to_array
 from diffcodec.model import Model, read_model
 
 PROGRAM = Path(__file__).parents[1] / "tools" / "reference_decoder.py"
-KNOWN: dict[str, dict[str, str]] = json.loads((GOLDEN / "digests.json").read_text())
+KNOWN: dict[int, dict[str, dict[str, str]]] = {
+    version: json.loads((folder / "digests.json").read_text())
+    for version, folder in FOLDERS.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,8 @@ def golden() -> Model:
     return read_model(GOLDEN / "model")
 
 
-def content(name: str) -> bytes:
-    return (GOLDEN / f"{name}.ddc").read_bytes()
+def content(name: str, version: int = VERSION) -> bytes:
+    return (FOLDERS[version] / f"{name}.ddc").read_bytes()
 
 
 def test_it_is_a_second_decoder() -> None:
@@ -59,22 +63,26 @@ def test_fingerprints(network, golden: Model) -> None:  # type: ignore[no-untype
     assert network.fingerprint == golden.fingerprint
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_golden_files(reference: ModuleType, network, name: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("version", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(KNOWN[VERSION]))
+def test_golden_files(reference: ModuleType, network, name: str, version: int) -> None:  # type: ignore[no-untyped-def]
     """Whole, and x̂_0 of the states on the way."""
     found = {}
-    for case in KNOWN[name]:
+    for case in KNOWN[version][name]:
         stop_t = 0 if case == "whole" else int(case.rpartition(" ")[2])
-        shown = reference.decode(content(name), network, stop_t, "x0")
+        shown = reference.decode(content(name, version), network, stop_t, "x0")
         head = f"{shown.pixels.shape} {shown.t} {shown.exact} ".encode()
         found[case] = hashlib.sha256(head + shown.pixels.tobytes()).hexdigest()[:16]
-    assert found == KNOWN[name]
+    assert found == KNOWN[version][name]
 
 
+@pytest.mark.parametrize("version", sorted(KNOWN))
 @pytest.mark.parametrize("name", sorted(kinds()))
-def test_transparency_and_metadata(reference: ModuleType, network, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_transparency_and_metadata(  # type: ignore[no-untyped-def]
+    reference: ModuleType, network, name: str, version: int
+) -> None:
     picture = kinds()[name]
-    shown = reference.decode(content(name), network)
+    shown = reference.decode(content(name, version), network)
     assert shown.exact
     expected = to_array(picture.levels, picture.grey and not picture.planes, picture.alpha)
     np.testing.assert_array_equal(shown.pixels, expected)
@@ -84,10 +92,13 @@ def test_transparency_and_metadata(reference: ModuleType, network, name: str) ->
     assert shown.metadata.get(5, b"") == metadata.xmp
 
 
+@pytest.mark.parametrize("version", sorted(KNOWN))
 @pytest.mark.parametrize("name", ["colour", "grey", "strips", "alpha", "mirrored"])
-def test_cut_files(reference: ModuleType, network, golden: Model, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_cut_files(  # type: ignore[no-untyped-def]
+    reference: ModuleType, network, golden: Model, name: str, version: int
+) -> None:
     """Cut anywhere, also inside steps and strips: the picture of appendix A."""
-    data = content(name)
+    data = content(name, version)
     shortest = len(diffcodec.truncate(data, stop_t=1000, model=golden))
     sizes = np.random.default_rng(len(data)).integers(shortest, len(data), 4)
     for size in [shortest, *sizes.tolist(), len(data) - 1]:
@@ -122,7 +133,7 @@ def test_damage_is_refused_by_both(reference: ModuleType, network, golden: Model
 )
 def test_the_program(tmp_path: Path, golden: Model, name: str, suffix: str) -> None:
     target = tmp_path / f"out{suffix}"
-    command = [PROGRAM, GOLDEN / f"{name}.ddc", target, "--model", GOLDEN / "model"]
+    command = [PROGRAM, FOLDERS[VERSION] / f"{name}.ddc", target, "--model", GOLDEN / "model"]
     run = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert run.stdout.startswith(f"{target}: exact")
     pixels = diffcodec.decode(content(name), model=golden).pixels

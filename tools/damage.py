@@ -64,7 +64,8 @@ class Remembering(Model):
 
 def _files(model: Model) -> dict[str, bytes]:
     """Small files of every kind: those of few steps, and the golden ones of few bytes."""
-    golden = {p.stem: p.read_bytes() for p in sorted(GOLDEN.glob("*.ddc"))}
+    paths = sorted(GOLDEN.rglob("*.ddc"))
+    golden = {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in paths}
     small = {name: content for name, content in golden.items() if len(content) < 1100}
     return coded_pictures(model) | small
 

@@ -140,7 +140,7 @@ def seed(content: bytes) -> Seed:
 
 def golden_seeds() -> list[Seed]:
     """The files of tests/golden."""
-    return [seed(path.read_bytes()) for path in sorted(GOLDEN.glob("*.ddc"))]
+    return [seed(path.read_bytes()) for path in sorted(GOLDEN.rglob("*.ddc"))]
 
 
 def coded_pictures(model: Model) -> dict[str, bytes]:
@@ -201,6 +201,7 @@ def _made_up(rng: Random, height: int, width: int, plan: Plan) -> bytes:
         float_arithmetic=rng.random() < 0.2,
         chunks=bool(front),
         trailer=bool(trailer),
+        version=rng.choice(container.READABLE),
     )
     writer = Writer(header, front)
     for _ in plan.layers:

@@ -127,6 +127,8 @@ NUMBERED_MODELS = {
     4: (bytes.fromhex("fbfe52"), 6),
     5: (bytes.fromhex("946956"), 4),
     6: (bytes.fromhex("946956"), 5),
+    7: (bytes.fromhex("41dcd2"), 4),
+    8: (bytes.fromhex("41dcd2"), 5),
 }
 """Fingerprint and own plan (§8)."""
 
@@ -146,6 +148,7 @@ class Header:
     float_arithmetic: bool
     chunks: bool
     trailer: bool
+    version: int
 
 
 def read_header(content: bytes) -> tuple[Header, int]:
@@ -170,7 +173,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         if take() != b"\xdd":
             raise RefusedError("no .ddc file")
         flags = take()[0]
-        if flags >> 4 != 5:
+        if flags >> 4 not in {5, 6}:
             raise RefusedError(f"version {flags >> 4}")
         options = take()[0] if flags & 4 else 0
         grey, planes = bool(flags & 2), bool(options & 64)
@@ -206,7 +209,8 @@ def read_header(content: bytes) -> tuple[Header, int]:
     except (EndOfFileError, UnicodeDecodeError) as e:
         raise RefusedError("the header is cut or damaged") from e
     booleans = (bool(options & bit) for bit in (4, 16, 32))
-    return Header(width, height, fingerprint, plan, seed, grey, planes, *booleans), place
+    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans, flags >> 4)
+    return what, place
 
 
 # ---- 5. Derived keys and hashing --------------------------------------------------------------
@@ -800,6 +804,11 @@ class Strip:
     mean: Array
     scale: Array
     coefs: Array
+    rounds: bool
+
+    def divide(self, a: Array, n: int) -> Array:
+        """a / n, rounded from version 6 on and rounded down in version 5."""
+        return (a + n // 2) // n if self.rounds else a // n
 
 
 def decode_strip(
@@ -809,7 +818,7 @@ def decode_strip(
     mean = strip.mean.copy()
     _, h, w = mean.shape
     if grey:
-        mean[1] = mean.sum(axis=0) // 3
+        mean[1] = strip.divide(mean.sum(axis=0), 3)
     coder = RangeDecoder(message)
     limit = math.inf if whole else 8 * len(message) - 40
     levels, certain = np.zeros_like(mean), np.zeros(mean.shape, bool)
@@ -824,13 +833,14 @@ def decode_strip(
             for c in [1] if grey else range(3):
                 others = [1] if grey else range(3)
                 total = sum(n[c][s] * vertical[s] + n[c][3 + s] * across[s] for s in others)
-                mean[c] = np.where(own, mean[c] + total // 1024, mean[c])
+                mean[c] = np.where(own, mean[c] + strip.divide(total, 1024), mean[c])
         for c in [1] if grey else (1, 0, 2):
             rho = 16 * levels - mean
             if c == 0:
-                mean[0][own] += (strip.coefs[0] * rho[1] // 64)[own]
+                mean[0][own] += strip.divide(strip.coefs[0] * rho[1], 64)[own]
             if c == 2:
-                mean[2][own] += ((strip.coefs[1] * rho[1] + strip.coefs[2] * rho[0]) // 64)[own]
+                both = strip.coefs[1] * rho[1] + strip.coefs[2] * rho[0]
+                mean[2][own] += strip.divide(both, 64)[own]
             scale = strip.scale[c] - (6 if grey else 0)
             found = decode_channel(coder, mean[c][own], scale[own], limit)
             levels[c][own], certain[c][own] = found
@@ -974,7 +984,7 @@ class Reader:
     def __init__(self, content: bytes, place: int, header: Header) -> None:
         self.content, self.place, self.end = content, place, len(content)
         self.has_lengths = header.width * header.height > 4096
-        self.closed = 0
+        self.first, self.closed = place, 0
 
     def open(self) -> None:
         """Begin a layer of steps; EndOfFileError if it is absent."""
@@ -1127,27 +1137,43 @@ def receive_strips(
     x0_hat = network.schedule.predict_x0(x, 1, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
     scales = out.scale_index + network.schedule.sigma_index()
+    rounds = header.version > 5
+    expected = expected_length(header, reader.place - reader.first)
+    check_bytes = 4 if expected is None else 2
     for top in range(0, header.height, 64):
         try:
             length, place = varint(content, reader.place)
         except EndOfFileError:
             return shown, False
-        if length > 1 << 32:
+        if expected is not None:
+            length = expected + (-(length + 1) // 2 if length % 2 else length // 2)
+        if not 0 <= length <= 1 << 32:
             raise RefusedError("an impossible length")
-        payload = content[place + 4 : place + 4 + length]
-        if place + 4 > len(content):
+        begin = place + check_bytes
+        payload = content[begin : begin + length]
+        if begin > len(content):
             return shown, False
         whole, rows = len(payload) == length, np.s_[:, top : top + 64]
-        strip = Strip(means[rows], scales[rows], out.coefs[rows])
+        strip = Strip(means[rows], scales[rows], out.coefs[rows], rounds)
         levels, certain = decode_strip(payload, strip, grey, network.neighbours, whole)
         shown[rows] = np.where(certain, levels, shown[rows])
         if not whole:
             return shown, False
         pixels = (levels[1] if grey else levels.transpose(1, 2, 0)).astype(np.uint8).tobytes()
-        if zlib.crc32(pixels) != int.from_bytes(content[place : place + 4], "big"):
+        check = zlib.crc32(pixels).to_bytes(4, "big")[-check_bytes:]
+        if check != content[place:begin]:
             raise RefusedError("a strip's check does not match its pixels")
-        reader.place = place + 4 + length
+        reader.place = begin + length
     return shown, True
+
+
+def expected_length(header: Header, steps: int) -> int | None:
+    """E of §4 after so many bytes of layers of steps, None where lengths are told as they are."""
+    area = header.width * header.height
+    if header.version == 5 or area > 4096:
+        return None
+    values = area * (1 if header.grey else 3)
+    return (steps // 3 + values // 48) // -(-header.height // 64)
 
 
 def pixels_of(levels: Array, header: Header, metadata: dict[int, bytes]) -> Array:
