@@ -33,6 +33,8 @@ CATALOGUE: dict[int, Entry] = {
     6: Entry("cifar10", bytes.fromhex("946956"), 5),
     7: Entry("cifar10", bytes.fromhex("41dcd2"), 4),
     8: Entry("cifar10", bytes.fromhex("41dcd2"), 5),
+    9: Entry("photo", bytes.fromhex("fbfe52"), 8),
+    10: Entry("photo", bytes.fromhex("fbfe52"), 9),
 }
 
 

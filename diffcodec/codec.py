@@ -30,7 +30,7 @@ from diffcodec.model import Model
 from diffcodec.plans import Search
 from diffcodec.render import Render, mean
 from diffcodec.reverse import start, state_check
-from diffcodec.steps import Cut, Final, Settings, Step, receive_step
+from diffcodec.steps import Cut, Final, Settings, Step, adapted, receive_step
 from diffcodec.tries import best_try
 
 I32 = NDArray[np.int32]
@@ -119,7 +119,7 @@ def send(
 
     ``pulse`` is called after every group of bands of a step and every strip.
     """
-    grey, plan = settings.grey, settings.plan
+    grey, plan, model = settings.grey, settings.plan, adapted(model, settings)
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     out = None
     for a, b in plan.steps:  # line 2
@@ -152,7 +152,7 @@ def receive(
     every whole layer (t = 1: also after strips).  Raises FormatError for the first layer whose
     contents are impossible or whose check the state it leads to does not match.
     """
-    grey, plan = settings.grey, settings.plan
+    grey, plan, model = settings.grey, settings.plan, adapted(model, settings)
     x = start(plan.timesteps[0], settings.seed, settings.height, settings.width)  # line 1
     t, evaluations = plan.timesteps[0], 0
     sure = t  # the last state that a check vouches for
@@ -168,7 +168,7 @@ def receive(
                     return Reconstruction(levels, t, evaluations + more)
                 step = Step(model, x, a, b, settings)
                 complete = receive_step(step, layer.cut, settings, draw)
-                x, evaluations = step.arrive(), evaluations + plan.evaluations  # line 3
+                x, evaluations = step.arrive(complete), evaluations + plan.evaluations  # line 3
                 if not complete:  # what arrived of x_b still makes the better picture
                     layer.check_cut()
                     levels, more = render(model, x, b, settings)

@@ -145,8 +145,10 @@ class Header:
             out += encode_varint(self.height)
         out += bytes([listed]) if listed else bytes([UNLISTED]) + self.fingerprint
         if number is None:
-            if self.plan.mirrored:
-                raise FormatError("a plan with mirror images must be one that has a number")
+            if self.plan.mirrored or self.plan.adaptive:
+                raise FormatError(
+                    "a plan with mirror images or adaptation must be one that has a number"
+                )
             t = self.plan.timesteps
             out += bytes([EXPLICIT_PLAN, len(t) - 1, self.plan.eta, self.plan.grouped])
             for value in (t[0], *(a - b for a, b in pairwise(t))):

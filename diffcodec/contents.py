@@ -243,6 +243,7 @@ def describe(
         else "exact",
         "timesteps": list(plan.timesteps),
         "mirrored": plan.mirrored,
+        "adaptive": plan.adaptive,
         "eta": plan.eta / 128,
         "seed": header.seed,
         "header_bytes": contents.header_size,

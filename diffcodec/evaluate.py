@@ -29,7 +29,7 @@ from diffcodec.plans import Plan
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
 from diffcodec.reverse import evaluate, predict_x0, start, to_levels
-from diffcodec.steps import Cut, Final, Settings, Step, receive_step
+from diffcodec.steps import Cut, Final, Settings, Step, adapted, receive_step
 from diffcodec.tables import OCTAVE, Y_UNIT
 
 PREVIEW_BPP = 0.1
@@ -97,6 +97,7 @@ def ideal_chain(
     watch is called with x̂_0, levels uint8 [3, H, W], after every step, on the chain's own path.
     """
     settings = Settings(plan, picture.height, picture.width, grey=picture.grey)
+    model = adapted(model, settings)
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
     bits: list[float] = []
     for a, b in plan.steps:
@@ -212,6 +213,7 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
     if not header.has_lengths or header.plan.grouped > 1:
         return [decode(content[:size], model=model).pixels for size in sizes]
     settings = settings_of(header)
+    model = adapted(model, settings)
     x = start(header.plan.timesteps[0], header.seed, header.height, header.width)
     grey = header.grey and not header.planes
     found: dict[int, U8] = {}

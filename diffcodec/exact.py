@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -47,10 +48,17 @@ EPS_UNIT = 14
 EPS_MAX = 1 << 30
 COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
+FEATURE_UNIT = 8
+"""Features are told in 2**8 of the residual's units, so that they fit 16 bits."""
+CHUNK = 1 << 15
+"""Cells that a correction is computed of at a time."""
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
 """Convolutions whose inputs have no activation function before them."""
 STAGES = {"down0": 0, "up0": 0, "down1": 1, "up1": 1, "middle": 2}
 """Where the residual blocks are, and at which level: 1/2, 1/4 or 1/8 of the picture's size."""
+
+
+NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 
 
 class Integers(NamedTuple):
@@ -58,13 +66,44 @@ class Integers(NamedTuple):
 
     eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
     1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
-    [3, H, W], G→R, G→B, R→B in 1/64.
+    [3, H, W], G→R, G→B, R→B in 1/64; features: int16 [features, H/pitch, W/pitch] if a
+    :class:`Correction` asks for them.
     """
 
     eps: Tensor
     coef_index: Tensor
     scale_index: Tensor
     coefs: Tensor
+    features: Tensor = NOTHING
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What an adaptation subtracts from ε̂, and what it asks for.
+
+    The features are the channels at half the picture's size that ε̂ is made from.
+    weights: float64 [features + 1, 12] of integers in 2**-unit, the last for ``constant``;
+    pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8).
+    """
+
+    weights: NDArray[np.float64]
+    constant: int
+    unit: int
+    pitch: int
+
+    def apply(self, eps: Tensor, features: Tensor) -> Tensor:
+        """eps int32 [3, H, W] less what the weights make of features float [features, H/2, W/2].
+
+        Exact: all sums are of integers below 2**53.
+        """
+        weights = torch.from_numpy(self.weights)
+        parts = features.flatten(1).split(CHUNK, dim=1)
+        sums = torch.cat([weights[:-1].T @ part.double() for part in parts], dim=1)
+        sums += weights[-1, :, None] * self.constant
+        cells = sums.reshape(1, -1, *features.shape[1:])
+        shift = self.unit - EPS_UNIT
+        delta = ((F.pixel_shuffle(cells, 2)[0] + (1 << (shift - 1))) / (1 << shift)).floor()
+        return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
 
 
 def round_outputs(eps: Tensor, coef_logvar: Tensor, pixel: Tensor) -> Integers:
@@ -227,10 +266,10 @@ class ExactNetwork:
             int8.accumulate(flat, sums, mul, add, RESIDUAL_MAX)
         return torch.from_numpy(flat).permute(2, 0, 1)[None]
 
-    def __call__(self, x: Tensor, t: int) -> Integers:
+    def __call__(self, x: Tensor, t: int, correction: Correction | None = None) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
 
-        ``t`` must not be :meth:`missing`.
+        ``t`` must not be :meth:`missing`.  With a correction it is applied to ε̂.
         """
         row = self.rows[t]
         with torch.inference_mode(), _plain_convolutions():
@@ -257,7 +296,15 @@ class ExactNetwork:
             )
             skip, gain = self.tensors["eps"][row].double()
             eps = state.double() * skip + F.pixel_shuffle(out, 2) * gain
-            return round_outputs(eps[0], coef[0], F.pixel_shuffle(pixel, 2)[0])
+            found = round_outputs(eps[0], coef[0], F.pixel_shuffle(pixel, 2)[0])
+            if correction is None:
+                return found
+            features = (r0[0] * 2.0**-FEATURE_UNIT).round_()
+            every = correction.pitch // 2
+            return found._replace(
+                eps=correction.apply(found.eps, features),
+                features=features[:, ::every, ::every].to(torch.int16),
+            )
 
     def _real(self, y: Tensor, name: str, row: int) -> Tensor:
         """A head's output in real units, float64."""

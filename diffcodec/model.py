@@ -9,6 +9,7 @@ codes, so that a file names exactly the model it was written with.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -24,12 +25,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from diffcodec.adaptation import Adaptation
 from diffcodec.calibrated import CalibratedUNet, plan_at
 from diffcodec.catalogue import CONFIG as CONFIG
 from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
 from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
-from diffcodec.exact import X_UNIT, ExactNetwork, Integers, round_outputs
+from diffcodec.exact import (
+    NOTHING,
+    X_UNIT,
+    Correction,
+    ExactNetwork,
+    Integers,
+    round_outputs,
+)
 from diffcodec.files import write_bytes
 from diffcodec.final_layer import NO_NEIGHBOURS
 from diffcodec.model_check import (
@@ -141,7 +150,7 @@ class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
     Attributes: config, schedule, fingerprint, neighbours (int64 [3, 6], of the final layer; see
-    final_layer.py).
+    final_layer.py), adaptation (of :meth:`adapted` models; these change while they code).
     With integer tensors ``exact`` (from :func:`diffcodec.quantize.quantize`) coding uses these and
     the fingerprint is theirs; without, coding is in floating point.  A U-Net of the paper codes
     with a ``calibration`` (from :func:`diffcodec.calibrate.calibrate`), in floating point.
@@ -155,6 +164,7 @@ class Model:
         calibration: dict[str, Tensor] | None = None,
     ) -> None:
         self.config, self.schedule = config, config.schedule
+        self.adaptation: Adaptation | None = None
         self._exact: ExactNetwork | None = None
         self._calibrated: CalibratedUNet | None = None
         self._network: CodecUNet | None = None
@@ -208,23 +218,37 @@ class Model:
                 f"model '{self.name}' is not calibrated for timesteps {missing}; run diffcodec "
                 "calibrate"
             )
+        if plan.adaptive and self._exact is None:
+            raise ModelError(
+                f"model '{self.name}' codes in floating point, its plan needs integers; run "
+                "diffcodec quantize"
+            )
 
-    def evaluate(self, x: Tensor, t: int, tile: int = TILE) -> Integers:
+    def adapted(self, height: int, width: int) -> Model:
+        """The same model, to learn about one picture of height × width pixels while coding it."""
+        own = copy.copy(self)
+        own.adaptation = Adaptation(self.network.config.channels[0], height, width)
+        return own
+
+    def evaluate(
+        self, x: Tensor, t: int, tile: int = TILE, correction: Correction | None = None
+    ) -> Integers:
         """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8.
 
         A picture longer or wider than ``tile`` (a multiple of 8) is evaluated tile by tile, each
         with all around it that it depends on; of an exact model that changes nothing.  A U-Net
         of the paper sees all of a picture at once; ModelError if that is too much.
+        ``correction``: of an exact model's ε̂, see :mod:`diffcodec.adaptation`.
         """
         _, height, width = x.shape
         if max(height, width) <= tile or self._calibrated is not None:
-            return self._evaluate(x, t)
-        whole, halo = _empty(height, width, final=t == 1), self.network.config.halo
+            return self._evaluate(x, t, correction)
+        whole, halo = _empty(height, width, t == 1, correction), self.network.config.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
             columns = slice(left - before, left + tile + halo)
-            part = self._evaluate(x[:, rows, columns], t)
+            part = self._evaluate(x[:, rows, columns], t, correction)
             for target, found in zip(whole, part, strict=True):
                 if not target.numel():
                     continue
@@ -236,11 +260,11 @@ class Model:
                 ] = found[:, own, across]
         return whole
 
-    def _evaluate(self, x: Tensor, t: int) -> Integers:
+    def _evaluate(self, x: Tensor, t: int, correction: Correction | None) -> Integers:
         """In floating point one thread is used: another number of threads may take another path
         through the convolutions and round differently."""
         if self._exact is not None:
-            return self._exact(x, t)
+            return self._exact(x, t, correction)
         if self._calibrated is not None:
             with _one_thread():
                 return self._calibrated(x, t)
@@ -291,7 +315,7 @@ def _calibrated(
     return CalibratedUNet(config.network, process, calibration)
 
 
-def _empty(height: int, width: int, final: bool) -> Integers:
+def _empty(height: int, width: int, final: bool, correction: Correction | None = None) -> Integers:
     """Outputs to be filled in for a picture of this size, those of the final layer or none."""
 
     def empty(channels: int, side: int, dtype: torch.dtype = torch.int16) -> Tensor:
@@ -299,7 +323,8 @@ def _empty(height: int, width: int, final: bool) -> Integers:
 
     none = torch.empty((3, 0, 0), dtype=torch.int16)
     pixel = [empty(3, 1), empty(3, 1)] if final else [none, none]
-    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), *pixel)
+    features = empty(len(correction.weights) - 1, correction.pitch) if correction else NOTHING
+    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), pixel[0], pixel[1], features)
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:

@@ -15,18 +15,20 @@ MAX_TIMESTEP = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, how steps are put into layers, and mirrors.
+    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, how steps are put into layers, and more.
 
     x at t_0 comes from the shared noise at no cost, the K steps t_0 → t_1 → … are coded, then
     x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
     file, so that framing does not outweigh them; every later step is a layer of its own.
-    With ``mirrored`` the network is asked of the mirror image, too, at every timestep.
+    With ``mirrored`` the network is asked of the mirror image, too, at every timestep; with
+    ``adaptive`` it is fitted to a large picture in the course of coding (see adaptation.py).
     """
 
     timesteps: tuple[int, ...]
     eta: int
     grouped: int = 1
     mirrored: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         t = self.timesteps
@@ -73,6 +75,7 @@ PLANS: dict[int, Plan] = {
 }
 # For those who give time for size.
 PLANS |= {n: replace(PLANS[own], mirrored=True) for n, own in ((5, 4), (6, 3), (7, 0))}
+PLANS |= {n: replace(PLANS[own], adaptive=True) for n, own in ((8, 3), (9, 6), (10, 0), (11, 7))}
 
 
 @dataclass(frozen=True)

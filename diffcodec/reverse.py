@@ -45,13 +45,15 @@ class NetworkOutput:
     """The network's view of x_a, as integers.
 
     eps: [3, H, W] in 2**-14; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉], log2 of the variance of W(ε − ε̂)
-    in 1/8; scale_index, coefs: [3, H, W], for the final layer.
+    in 1/8; scale_index, coefs: [3, H, W], for the final layer; features: of an adapted model,
+    [features, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch].
     """
 
     eps: NDArray[np.int32]
     coef_index: NDArray[np.int16]
     scale_index: NDArray[np.int16]
     coefs: NDArray[np.int16]
+    features: NDArray[np.int16] | None = None
 
     def rows(self, rows: slice) -> NetworkOutput:
         """What it says of these rows, which begin at a multiple of 8."""
@@ -88,18 +90,30 @@ def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
-    out = _mirrored(model, x, t) if mirrored else model.evaluate(torch.from_numpy(x), t)
+    if mirrored:
+        out = _mirrored(model, x, t)
+    else:
+        wanted = model.adaptation.correction() if model.adaptation else None
+        out = model.evaluate(torch.from_numpy(x), t, correction=wanted)
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
-    return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs)
+    features = out.features.numpy() if model.adaptation else None
+    return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs, features)
 
 
 def _mirrored(model: Model, x: I32, t: int) -> Integers:
-    """Mean of what the network says of a picture and of its mirror image."""
+    """Mean of what the network says of a picture and of its mirror image.
+
+    An adapted model looks at the features of the picture itself and corrects the mean.
+    """
     pictures = torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1]))
     if x[0].size > SMALL_PIXELS:
-        both = [model.evaluate(picture, t) for picture in pictures]
+        wanted = model.adaptation.correction(times=2) if model.adaptation else None
+        both = [
+            model.evaluate(pictures[0], t, correction=wanted),
+            model.evaluate(pictures[1], t),
+        ]
     else:
 
         def work(number: int) -> Integers:
@@ -107,7 +121,14 @@ def _mirrored(model: Model, x: I32, t: int) -> Integers:
                 return model.evaluate(pictures[number], t)
 
         both = thread_map(work, 2)
-    return Integers(*(_mean(a, b.flip(-1)) for a, b in zip(*both, strict=True)))
+    one, other = both
+    return Integers(
+        eps=_mean(one.eps, other.eps.flip(-1)),
+        coef_index=_mean(one.coef_index, other.coef_index.flip(-1)),
+        scale_index=_mean(one.scale_index, other.scale_index.flip(-1)),
+        coefs=_mean(one.coefs, other.coefs.flip(-1)),
+        features=one.features,
+    )
 
 
 def _mean(a: Tensor, b: Tensor) -> Tensor:
@@ -168,9 +189,12 @@ class Prior:
         bits = 0.5 * (np.log2(1.0 + s) + (np.square(d) - s) / (1.0 + s) / math.log(2.0))
         return bits if self.mute is None else np.where(self.mute, 0.0, bits)
 
-    def sample(self, y: I64) -> I32:
-        """x_b = μ_θ + √β̃ Wᵀ y, for y in 2**-12, as a state."""
-        noise = self.layout.inverse(y.astype(np.float64)) / (1 << Y_UNIT)
+    def noise(self, y: I64) -> F64:
+        """Wᵀ y, float64 [3, h, w], for y in 2**-12."""
+        return self.layout.inverse(y.astype(np.float64)) / (1 << Y_UNIT)
+
+    def sample(self, noise: F64) -> I32:
+        """x_b = μ_θ + √β̃ Wᵀ y, for ``noise`` Wᵀ y, as a state."""
         x_b = np.rint((self.mean + self.deviation * noise) * (1 << X_UNIT))
         return x_b.astype(np.int64).astype(np.int32)
 

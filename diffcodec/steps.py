@@ -22,7 +22,7 @@ from diffcodec.final_layer import Distribution
 from diffcodec.model import Model
 from diffcodec.noise import NOISE_UNIT, derive_key, shared_normal
 from diffcodec.parallel import thread_map
-from diffcodec.plans import Plan
+from diffcodec.plans import SMALL_PIXELS, Plan
 from diffcodec.reverse import (
     NetworkOutput,
     Prior,
@@ -58,6 +58,11 @@ class Settings:
     seed: int = 0
     grey: bool = False
     rounds: bool = True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the network is fitted to the picture; of a small one there is too little."""
+        return self.plan.adaptive and self.height * self.width > SMALL_PIXELS
 
     def key(self, b: int) -> int:
         """Of everything random in the step to timestep b."""
@@ -122,11 +127,13 @@ class Step:
         self._out = out or evaluate(model, x, a, settings.plan.mirrored)
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
+        self._seen = model.adaptation.empty() if model.adaptation else None
 
     def copy(self) -> Step:
         """Another try at the same step, from the same x_a."""
         other = copy.copy(self)
         other.x, other.shown = self.x.copy(), self.shown.copy()
+        other._seen = None if self._seen is None else self._seen.copy()
         return other
 
     def prior(self, rows: slice) -> Prior:
@@ -146,12 +153,30 @@ class Step:
 
     def move(self, rows: slice, prior: Prior, y: I64) -> None:
         """The band becomes x_b as conveyed by y [coefficients] in 2**-12."""
-        self.x[:, rows] = prior.sample(y)
+        noise = prior.noise(y)
+        self.x[:, rows] = prior.sample(noise)
+        if self.model.adaptation and self._seen is not None:
+            self.model.adaptation.look(noise, rows.start, self._seen)
 
-    def arrive(self) -> I32:
-        """x_b; lets go of the network's outputs before there are those of the next step."""
+    def arrive(self, complete: bool = True) -> I32:
+        """x_b, from which an adapted model learns if all of y arrived.
+
+        Lets go of the network's outputs before there are those of the next step.
+        """
+        adaptation, features = self.model.adaptation, self._out.features
+        if adaptation and complete and features is not None and self._seen is not None:
+            adaptation.learn(features, self._seen, self._gain)
         del self._out
         return self.x
+
+    @property
+    def _gain(self) -> float:
+        """g: of what y is expected to be for an error of ε̂."""
+        schedule = self.model.schedule
+        abar = float(schedule.at(schedule.alphas_cumprod, self.a))
+        rest = float(schedule.at(schedule.one_minus_alphas_cumprod, self.a))
+        deviation = math.sqrt(self._reverse.variance)
+        return self._reverse.coef_x0 / deviation * (math.sqrt(rest) / math.sqrt(abar))
 
 
 @dataclass(frozen=True)
@@ -316,6 +341,11 @@ def estimated_levels(model: Model, x: I32, t: int, out: NetworkOutput, settings:
     for rows in settings.bands:
         levels[:, rows] = to_levels(predict_x0(model, x[:, rows], t, out.rows(rows), settings.grey))
     return levels
+
+
+def adapted(model: Model, settings: Settings) -> Model:
+    """The model with which to code one picture."""
+    return model.adapted(settings.height, settings.width) if settings.adapts else model
 
 
 class Final:

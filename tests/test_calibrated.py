@@ -291,6 +291,8 @@ def test_an_uncalibrated_model_says_what_to_do(tmp_path: Path, folder: Path) -> 
 def test_calibration_refuses_other_models_and_data(tmp_path: Path, tiny_folder: Path) -> None:
     before = files(tiny_folder)
     assert_refused(run("calibrate", tiny_folder, "--data", BIRD), DATA_ERROR, "no calibration")
+    refused = run("calibrate", tiny_folder, "--data", BIRD, "--plan", 8)
+    assert_refused(refused, 2, "codec's own networks")
     assert files(tiny_folder) == before
     write_folder(tmp_path / "hf", CONFIG, weights())
     refused = run("import", tmp_path / "hf", "-o", tmp_path / "out", "--data", tmp_path / "none")

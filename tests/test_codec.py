@@ -19,7 +19,7 @@ from diffcodec.codec import SentLayer, receive, send
 from diffcodec.container import Layer, read_header
 from diffcodec.contents import describe
 from diffcodec.evaluate import psnr
-from diffcodec.exact import Integers
+from diffcodec.exact import Correction, Integers
 from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
 from diffcodec.plans import PLANS, Plan, Search
@@ -382,9 +382,11 @@ def test_pictures_of_one_size_share_their_first_evaluation(
         def __init__(self) -> None:
             self.__dict__.update(tiny.__dict__)
 
-        def evaluate(self, x: torch.Tensor, t: int, tile: int = TILE) -> Integers:
+        def evaluate(
+            self, x: torch.Tensor, t: int, tile: int = TILE, correction: Correction | None = None
+        ) -> Integers:
             evaluated.append(t)
-            return super().evaluate(x, t, tile)
+            return super().evaluate(x, t, tile, correction)
 
     def coded(kind: str, model: Model) -> tuple[bytes, list[int]]:
         evaluated.clear()

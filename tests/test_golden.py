@@ -16,6 +16,7 @@ KNOWN: dict[int, dict[str, dict[str, str]]] = {
     version: json.loads((folder / "digests.json").read_text())
     for version, folder in FOLDERS.items()
 }
+FILES = [(version, name) for version in sorted(KNOWN) for name in sorted(KNOWN[version])]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,7 @@ def golden() -> Model:
     return read_model(GOLDEN / "model")
 
 
-@pytest.mark.parametrize("version", sorted(KNOWN))
-@pytest.mark.parametrize("name", sorted(KNOWN[VERSION]))
+@pytest.mark.parametrize(("version", "name"), FILES)
 def test_golden_files_decode_to_the_known_pixels(golden: Model, name: str, version: int) -> None:
     content = (FOLDERS[version] / f"{name}.ddc").read_bytes()
     assert content[1] >> 4 == version
@@ -42,8 +42,9 @@ def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> No
         name: read_header((folder / f"{name}.ddc").read_bytes())[0] for name in KNOWN[version]
     }
     assert {h.grey for h in headers.values()} == {False, True}
-    assert len({h.plan for h in headers.values()}) == 3
+    assert len({h.plan for h in headers.values()}) == (4 if version == VERSION else 3)
     assert {h.plan.mirrored for h in headers.values()} == {False, True}
+    assert {h.plan.adaptive for h in headers.values()} == {False, version == VERSION}
     assert max(h.seed for h in headers.values()) == (1 << 32) - 1
     assert headers["strips"].height > 64
     assert {h.has_lengths for h in headers.values()} == {False, True}

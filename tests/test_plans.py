@@ -18,21 +18,29 @@ from diffcodec.plans import (
 
 def test_plans_never_change() -> None:
     """Files name plans by number; a changed entry would make them unreadable."""
+    first = (680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1)
     small = (680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1)
     photo = (680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1)
     assert {
-        0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
+        0: Plan(first, 134, 6),
         1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
         2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
         3: Plan(photo, 134, 1),
         4: Plan(small, 130, 6),
         5: Plan(small, 130, 6, mirrored=True),
         6: Plan(photo, 134, 1, mirrored=True),
-        7: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6, mirrored=True),
+        7: Plan(first, 134, 6, mirrored=True),
+        8: Plan(photo, 134, 1, adaptive=True),
+        9: Plan(photo, 134, 1, mirrored=True, adaptive=True),
+        10: Plan(first, 134, 6, adaptive=True),
+        11: Plan(first, 134, 6, mirrored=True, adaptive=True),
     } == PLANS
 
 
-@pytest.mark.parametrize(("plan", "thorough"), [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5)])
+@pytest.mark.parametrize(
+    ("plan", "thorough"),
+    [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5), (8, 9), (9, 9), (10, 11)],
+)
 def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
     plan: int, thorough: int
 ) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,7 @@ KNOWN: dict[int, dict[str, dict[str, str]]] = {
     version: json.loads((folder / "digests.json").read_text())
     for version, folder in FOLDERS.items()
 }
+FILES = [(version, name) for version in sorted(KNOWN) for name in sorted(KNOWN[version])]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,7 @@ def test_fingerprints(network, golden: Model) -> None:  # type: ignore[no-untype
     assert network.fingerprint == golden.fingerprint
 
 
-@pytest.mark.parametrize("version", sorted(KNOWN))
-@pytest.mark.parametrize("name", sorted(KNOWN[VERSION]))
+@pytest.mark.parametrize(("version", "name"), FILES)
 def test_golden_files(reference: ModuleType, network, name: str, version: int) -> None:  # type: ignore[no-untyped-def]
     """Whole, and x̂_0 of the states on the way."""
     found = {}
@@ -92,8 +93,10 @@ def test_transparency_and_metadata(  # type: ignore[no-untyped-def]
     assert shown.metadata.get(5, b"") == metadata.xmp
 
 
-@pytest.mark.parametrize("version", sorted(KNOWN))
-@pytest.mark.parametrize("name", ["colour", "grey", "strips", "alpha", "mirrored"])
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [*product(sorted(KNOWN), ["colour", "grey", "strips", "alpha", "mirrored"]), (6, "adaptive")],
+)
 def test_cut_files(  # type: ignore[no-untyped-def]
     reference: ModuleType, network, golden: Model, name: str, version: int
 ) -> None:

@@ -29,7 +29,7 @@ import diffcodec
 from diffcodec import exact
 from diffcodec.container import MAX_PIXELS
 from diffcodec.data import load_images
-from diffcodec.exact import ExactNetwork, Integers
+from diffcodec.exact import Correction, ExactNetwork, Integers
 from diffcodec.model import Model
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
@@ -71,9 +71,11 @@ def _in_tiles() -> Callable[[Model, torch.Tensor, int], Integers]:
     """Every picture of more than 8 pixels in two or four tiles."""
     whole = Model.evaluate
 
-    def evaluate(model: Model, x: torch.Tensor, t: int) -> Integers:
+    def evaluate(
+        model: Model, x: torch.Tensor, t: int, correction: Correction | None = None
+    ) -> Integers:
         half = -(-max(x.shape[1:]) // 16) * 8
-        return whole(model, x, t, tile=half)
+        return whole(model, x, t, tile=half, correction=correction)
 
     return evaluate
 

@@ -104,6 +104,7 @@ class Plan:
     eta: int
     grouped: int
     mirrored: bool = False
+    adaptive: bool = False
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -120,6 +121,7 @@ PLANS = {
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 PLANS |= {n: replace(PLANS[same], mirrored=True) for n, same in ((5, 4), (6, 3), (7, 0))}
+PLANS |= {n: replace(PLANS[same], adaptive=True) for n, same in ((8, 3), (9, 6), (10, 0), (11, 7))}
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
@@ -129,6 +131,8 @@ NUMBERED_MODELS = {
     6: (bytes.fromhex("946956"), 5),
     7: (bytes.fromhex("41dcd2"), 4),
     8: (bytes.fromhex("41dcd2"), 5),
+    9: (bytes.fromhex("fbfe52"), 8),
+    10: (bytes.fromhex("fbfe52"), 9),
 }
 """Fingerprint and own plan (§8)."""
 
@@ -324,12 +328,14 @@ F32 = np.float32
 
 @dataclass(frozen=True)
 class Output:
-    """eps: [3, H, W]; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉]; scale_index, coefs: [3, H, W]; int64."""
+    """eps: [3, H, W]; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉]; scale_index, coefs: [3, H, W]; features
+    [c₀, 4 ⌈H/8⌉, 4 ⌈W/8⌉]; int64."""
 
     eps: Array
     coef_index: Array
     scale_index: Array
     coefs: Array
+    features: Array
 
 
 def read_safetensors(path: Path) -> dict[str, tuple[str, Array]]:
@@ -389,7 +395,9 @@ class Network:
         none = np.zeros((3, 6), np.int64)
         self.neighbours = self.constants.get("neighbours", none).tolist()
 
-    def evaluate(self, x: Array, t: int, both: bool = False) -> Output:
+    def evaluate(
+        self, x: Array, t: int, both: bool = False, adaptation: Adaptation | None = None
+    ) -> Output:
         """Of a state int64 [3, H, W]; sides are extended to multiples of 8 and cut off again.
 
         With ``both`` it is the mean with what the network says of the mirror image.
@@ -398,12 +406,15 @@ class Network:
         rows, columns = (mirrored(n) for n in (h, w))
         x = x[:, rows][:, :, columns]
         out = self._evaluate(x, self.rows[t])
+        features = out.features
+        if adaptation is not None:
+            out = replace(out, eps=adaptation.corrected(out, 1 + both))
         if both:
             other = self._evaluate(x[:, :, ::-1], self.rows[t])
             pairs = zip(vars(out).items(), vars(other).values(), strict=True)
             out = Output(**{name: (u + v[:, :, ::-1]) >> 1 for (name, u), v in pairs})
         own = np.s_[:, :h, :w]
-        return Output(out.eps[own], out.coef_index, out.scale_index[own], out.coefs[own])
+        return Output(out.eps[own], out.coef_index, out.scale_index[own], out.coefs[own], features)
 
     def _evaluate(self, x: Array, row: int) -> Output:
         def constant(name: str, kind: type = F32) -> Array:
@@ -457,11 +468,61 @@ class Network:
             np.rint(np.clip(coef, -14.0, 4.0) * octaves),
             np.rint(np.clip(pixel[:3], -3.0, 6.0) * (octaves / 2)),
             np.rint(np.clip(pixel[3:], -2.0, 2.0) * 64),
+            np.rint(r0 / 256),
         )
         return Output(*(v.astype(np.int64) for v in rounded))
 
 
 SCHEDULE = ("timesteps", "beta_start", "beta_end")
+
+
+class Adaptation:
+    """§8.4: what the steps of a picture teach of the errors of ε̂."""
+
+    def __init__(self, height: int, width: int) -> None:
+        cells = height // 2, width // 2
+        every = next((p for p in (1, 2, 4) if math.prod(cells) <= p * p << 18), 4)
+        self.learnt = np.s_[:, : cells[0] : every, : cells[1] : every]
+        self.w: Array | None = None
+
+    def corrected(self, out: Output, times: int) -> Array:
+        if self.w is None:
+            return out.eps
+        phi = self._phi(out.features)
+        sums = (self.w.T @ phi.reshape(len(phi), -1)).reshape(12, *phi.shape[1:])
+        return np.clip(out.eps - ((times * shuffle(sums, 2) + 512) >> 10), -(1 << 30), 1 << 30)
+
+    def _phi(self, features: Array) -> Array:
+        return np.concatenate([features, np.full_like(features[:1], 128)])
+
+    def learn(self, features: Array, z: Array, g: float) -> None:
+        """z: float64 [3, H, W]."""
+        phi = self._phi(features)[self.learnt]
+        psi = np.clip(np.rint(z * 256), -32767, 32767).astype(np.int64)
+        psi = unshuffle(psi[:, : psi.shape[1] // 2 * 2, : psi.shape[2] // 2 * 2], 2)[self.learnt]
+        count = math.prod(phi.shape[1:])
+        phi, psi = phi.reshape(len(phi), count), psi.reshape(12, count)
+        if self.w is None:
+            self.w = np.zeros((len(phi), 12), np.int64)
+            self.a, self.b = np.zeros((len(phi), len(phi))), np.zeros((len(phi), 12))
+        p, q = (phi @ phi.T).astype(np.float64), (phi @ psi.T).astype(np.float64)
+        a, b = p * (g * g), q * (g / 256)
+        for k in range(len(phi)):
+            b += a[:, k : k + 1] * (self.w[k] / (1 << 24))
+        self.a, self.b = self.a / 2 + a, self.b / 2 + b
+        m, x = self.a.copy(), self.b.copy()
+        for k in range(len(phi)):
+            m[k, k] += p[k, k] * (1e4 / count) + 1.0
+        for j in range(len(m)):
+            for i in range(j + 1, len(m)):
+                quotient = m[i, j] / m[j, j]
+                m[i, j + 1 :] -= quotient * m[j, j + 1 :]
+                x[i] -= quotient * x[j]
+        for j in reversed(range(len(m))):
+            x[j] = x[j] / m[j, j]
+            for i in range(j):
+                x[i] -= m[i, j] * x[j]
+        self.w = np.clip(np.rint(x * (1 << 24)), -(1 << 20), 1 << 20).astype(np.int64)
 
 
 def mirrored(n: int) -> Array:
@@ -985,6 +1046,9 @@ class Reader:
         self.content, self.place, self.end = content, place, len(content)
         self.has_lengths = header.width * header.height > 4096
         self.first, self.closed = place, 0
+        self.adaptation: Adaptation | None = None
+        if header.plan.adaptive and self.has_lengths:
+            self.adaptation = Adaptation(header.height, header.width)
 
     def open(self) -> None:
         """Begin a layer of steps; EndOfFileError if it is absent."""
@@ -1032,7 +1096,9 @@ def receive_step(
     reader: Reader, network: Network, header: Header, x: Array, a: int, b: int
 ) -> tuple[Array, bool]:
     """(x_b, whether all of its code was there); what was not follows the flow (appendix A)."""
-    out, reverse = network.evaluate(x, a, header.plan.mirrored), network.schedule.step(a, b)
+    adaptation = reader.adaptation
+    out = network.evaluate(x, a, header.plan.mirrored, adaptation)
+    reverse = network.schedule.step(a, b)
     size = header.height, header.width
     x0_hat = network.schedule.predict_x0(x, a, out.eps, header.grey)
     mean = reverse.coef_x0 * x0_hat + reverse.coef_xa * (x / 65536)
@@ -1065,7 +1131,12 @@ def receive_step(
     for block in blocks(*size):
         values = block_matrix(block.height, block.width).T @ y[block.own]
         z[block.pixels] = values.reshape(3, block.height, block.width)
-    x_b = np.rint((mean + deviation * (z / (1 << 26))) * 65536)
+    z /= 1 << 26
+    if complete and adaptation is not None:
+        schedule = network.schedule
+        ratio = math.sqrt(schedule.rest(a)) / math.sqrt(schedule.alphas_cumprod(a))
+        adaptation.learn(out.features, z, reverse.coef_x0 / deviation * ratio)
+    x_b = np.rint((mean + deviation * z) * 65536)
     return x_b.astype(np.int64), complete
 
 
@@ -1088,7 +1159,7 @@ def decode(content: bytes, network: Network, stop_t: int = 0, recon: str = "mean
     reader = Reader(content, place, header)
     x, at, t = receive_steps(reader, network, header, stop_t)
     if t > 1 or stop_t:
-        shown = shown_after(network, header, x, at, recon)
+        shown = shown_after(reader, network, header, x, at, recon)
         return Decoded(pixels_of(shown, header, metadata), t, False, metadata)
     shown, exact = receive_strips(reader, network, header, x)
     if exact:
@@ -1133,7 +1204,7 @@ def receive_strips(
 ) -> tuple[Array, bool]:
     """(levels [3, H, W], whether all strips are whole)."""
     content, grey = reader.content, header.grey
-    out = network.evaluate(x, 1, header.plan.mirrored)
+    out = network.evaluate(x, 1, header.plan.mirrored, reader.adaptation)
     x0_hat = network.schedule.predict_x0(x, 1, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
     scales = out.scale_index + network.schedule.sigma_index()
@@ -1199,17 +1270,19 @@ def flow_values(
     return y * (gain / math.sqrt(reverse.variance) * 4096)
 
 
-def shown_after(network: Network, header: Header, x: Array, t: int, recon: str) -> Array:
+def shown_after(
+    reader: Reader, network: Network, header: Header, x: Array, t: int, recon: str
+) -> Array:
     """Levels [3, H, W] that show the state x_t."""
     schedule = network.schedule
-    both = header.plan.mirrored
-    eps = network.evaluate(x, t, both).eps
+    both, adaptation = header.plan.mirrored, reader.adaptation
+    eps = network.evaluate(x, t, both, adaptation).eps
     if recon == "mean" and t > 1:
         b = max(s for s in header.plan.timesteps if s < t)
         x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(x, t, eps, header.grey)
         x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
         x, t = x.astype(np.int64), b
-        eps = network.evaluate(x, t, both or x[0].size <= 4096).eps
+        eps = network.evaluate(x, t, both or x[0].size <= 4096, adaptation).eps
     return to_levels(schedule.predict_x0(x, t, eps, header.grey))
 
 

@@ -41,7 +41,7 @@ def quantize(
 
     \b
     diffcodec quantize runs/cifar10 --data train_0.webp
-    diffcodec quantize runs/photo --data photos/ --plan 3 --crop 64 --int8
+    diffcodec quantize runs/photo --data photos/ --plan 8 --crop 64 --int8
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
     model's: 4 is for small pictures, 3 for photographs. The activations' ranges are calibrated
@@ -157,6 +157,8 @@ def calibrate(
     if crop is not None and crop % 8:
         raise click.UsageError("--crop must be a multiple of 8")
     config, weights = read_config(model), read_tensors(model / WEIGHTS)
+    if plan is not None and PLANS[plan].adaptive:
+        raise click.UsageError(f"--plan {plan}: adaptive plans are for the codec's own networks")
     if plan is not None:
         config = replace(config, plan=plan)
     _store(model, config, _measure(config, weights, data, images, crop, seed))

@@ -1,0 +1,199 @@
+"""What both sides learn about a picture: exactly the same, and something true."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import diffcodec
+from diffcodec.adaptation import (
+    MOST_CELLS,
+    NOISE_UNIT,
+    OUTPUTS,
+    WEIGHT_UNIT,
+    Adaptation,
+    solve,
+    stride_for,
+)
+from diffcodec.contents import describe
+from diffcodec.errors import ModelError
+from diffcodec.exact import Correction
+from diffcodec.model import Model
+from diffcodec.plans import PLANS
+from diffcodec.reverse import evaluate
+from diffcodec.steps import Settings, adapted
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 40), seed=st.integers(0, 1 << 32))
+def test_equations_are_solved(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    half = rng.standard_normal((size, size + 3))
+    matrix, right = half @ half.T + np.eye(size), rng.standard_normal((size, 5))
+    kept = matrix.copy(), right.copy()
+    np.testing.assert_allclose(solve(matrix, right), np.linalg.solve(matrix, right), rtol=1e-6)
+    np.testing.assert_array_equal(matrix, kept[0])
+    np.testing.assert_array_equal(right, kept[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 40), stride=st.sampled_from([1, 2, 4]))
+def test_what_is_looked_at_are_whole_cells_of_the_picture(
+    height: int, width: int, stride: int
+) -> None:
+    adaptation = Adaptation(5, height, width)
+    adaptation.stride = stride
+    adaptation.rows = -(-(height // 2) // stride)
+    adaptation.columns = -(-(width // 2) // stride)
+    noise = np.random.default_rng(height).standard_normal((3, height, width))
+    seen = adaptation.empty()
+    for top in range(0, height, 24):
+        adaptation.look(noise[:, top : top + 24], top, seen)
+    cells = product(range(adaptation.rows), range(adaptation.columns))
+    for i, j in cells:
+        y, x = 2 * stride * i, 2 * stride * j
+        cell = np.rint(noise[:, y : y + 2, x : x + 2] * (1 << NOISE_UNIT))
+        assert cell.shape == (3, 2, 2)
+        np.testing.assert_array_equal(seen[:, i, j], cell.reshape(-1))
+    assert 2 * stride * adaptation.rows >= height - 1
+
+
+@given(height=st.integers(1, 1 << 14), width=st.integers(1, 1 << 14))
+def test_of_large_pictures_a_part_is_enough(height: int, width: int) -> None:
+    adaptation = Adaptation(3, height, width)
+    cells = (height // 2) * (width // 2)
+    assert adaptation.stride == stride_for(height, width)
+    if cells <= 16 * MOST_CELLS:
+        assert adaptation.rows * adaptation.columns <= 1.1 * MOST_CELLS + height + width
+    assert (adaptation.stride == 1) == (cells <= MOST_CELLS)
+
+
+def picture_to_learn(
+    rng: np.random.Generator, rows: int, columns: int
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Features int16 [6, rows, columns] and the error of ε̂ float64 [OUTPUTS, cells] they tell."""
+    features = rng.integers(-300, 300, (6, rows, columns)).astype(np.int16)
+    weights = rng.uniform(-3e-4, 3e-4, (6, OUTPUTS))
+    return features, weights.T @ features.reshape(6, -1)
+
+
+def test_what_the_features_tell_of_the_error_is_learnt_in_spite_of_the_noise() -> None:
+    """Also when ε̂ is corrected already, and more so the more is seen."""
+    rng = np.random.default_rng(1)
+    adaptation, gain = Adaptation(6, 256, 256), 1.5
+    features, error = picture_to_learn(rng, 128, 128)
+    left = [float(np.square(error).mean())]
+    for _ in range(3):
+        told = adaptation.weights / (1 << WEIGHT_UNIT)
+        phi = np.concatenate([features.reshape(6, -1), np.full((1, 128 * 128), 128)])
+        rest = error - told.T @ phi
+        y = gain * rest + rng.standard_normal(error.shape)
+        seen = np.rint(y * (1 << NOISE_UNIT)).astype(np.int16).reshape(-1, 128, 128)
+        adaptation.learn(features, seen, gain)
+        corrected = error - (adaptation.weights / (1 << WEIGHT_UNIT)).T @ phi
+        left.append(float(np.square(corrected).mean()))
+    assert left[1] < 0.2 * left[0]
+    assert left[3] < left[1]
+
+
+def test_noise_alone_teaches_next_to_nothing() -> None:
+    rng = np.random.default_rng(2)
+    adaptation = Adaptation(6, 128, 128)
+    features, _ = picture_to_learn(rng, 64, 64)
+    seen = np.rint(rng.standard_normal((OUTPUTS, 64, 64)) * (1 << NOISE_UNIT)).astype(np.int16)
+    adaptation.learn(features, seen, 1.0)
+    phi = np.concatenate([features.reshape(6, -1), np.full((1, 64 * 64), 128)])
+    wrong = (adaptation.weights / (1 << WEIGHT_UNIT)).T @ phi
+    assert 0 < np.square(wrong).mean() < 0.001
+
+
+def test_a_correction_is_what_it_says() -> None:
+    rng = np.random.default_rng(3)
+    weights = rng.integers(-(1 << 20), 1 << 20, (4, OUTPUTS)).astype(np.float64)
+    features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6))
+    eps = rng.integers(-(1 << 17), 1 << 17, (3, 8, 12)).astype(np.int32)
+    found = Correction(weights, 128, 24, 2).apply(
+        torch.from_numpy(eps), torch.from_numpy(features).float()
+    )
+    for c, y, x in product(range(3), range(8), range(12)):
+        own = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
+        total = int(own[:3] @ features[:, y // 2, x // 2] + own[3] * 128)
+        assert found[c, y, x] == eps[c, y, x] - ((total + 512) >> 10)
+
+
+@pytest.mark.parametrize("pitch", [2, 4, 8])
+def test_tiles_see_the_same_features(exact_tiny: Model, pitch: int) -> None:
+    x = torch.randint(-90000, 90000, (3, 136, 72), generator=torch.Generator().manual_seed(1))
+    count = exact_tiny.network.config.channels[0]
+    weights = np.random.default_rng(4).integers(-9999, 9999, (count + 1, 12)).astype(np.float64)
+    wanted = Correction(weights, 128, 24, pitch)
+    whole = exact_tiny.evaluate(x, 1, correction=wanted)
+    tiled = exact_tiny.evaluate(x, 1, tile=40, correction=wanted)
+    for name, a, b in zip(whole._fields, whole, tiled, strict=True):
+        assert torch.equal(a, b), name
+    assert whole.features.shape == (count, 136 // pitch, 72 // pitch)
+    assert not torch.equal(whole.eps, exact_tiny.evaluate(x, 1).eps)
+
+
+def test_mirrored_predictions_are_corrected_once(exact_tiny: Model) -> None:
+    """The mean less the correction, whichever of the two it was applied to."""
+    settings = Settings(PLANS[9], 72, 64)
+    own = adapted(exact_tiny, settings)
+    assert own is not exact_tiny and own.adaptation is not None
+    x = np.random.default_rng(5).integers(-90000, 90000, (3, 72, 64)).astype(np.int32)
+    plain = evaluate(exact_tiny, x, 40, mirrored=True)
+    shape = own.adaptation.weights.shape
+    own.adaptation.weights = np.random.default_rng(6).integers(-99999, 99999, shape) * 1.0
+    once = evaluate(own, x, 40)
+    delta = evaluate(exact_tiny, x, 40).eps - once.eps
+    both = evaluate(own, x, 40, mirrored=True)
+    assert np.abs(delta).max() > 9
+    assert np.abs(plain.eps - both.eps - delta).max() <= 1
+    np.testing.assert_array_equal(once.features, both.features)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("number", [10, 11])
+def test_adaptive_plans_are_lossless_and_can_be_cut(
+    exact_tiny: Model, number: int, grey: bool
+) -> None:
+    pixels = np.tile(load_picture("budgerigar-32.png"), (3, 3, 1))[:67, :75]
+    if grey:
+        pixels = pixels[..., 1]
+    content = diffcodec.encode(pixels, model=exact_tiny, effort=1, plan=PLANS[number])
+    assert describe(content, exact_tiny)["adaptive"]
+    whole = diffcodec.decode(content, model=exact_tiny)
+    assert whole.exact
+    np.testing.assert_array_equal(whole.pixels, pixels)
+    for size in (len(content) // 3, len(content) // 2, len(content) - 9):
+        shown = diffcodec.decode(content[:size], model=exact_tiny)
+        assert not shown.exact and shown.pixels.shape == pixels.shape
+
+
+def test_what_is_learnt_saves_bytes() -> None:
+    """Of a picture unlike those the model knows, where there is something to learn."""
+    y, x = np.mgrid[:96, :96]
+    rng = np.random.default_rng(7)
+    shade = 128 + 60 * np.sin(x / 3.0) * np.cos(y / 5.0) + rng.normal(0, 1, (96, 96))
+    pixels = np.dstack([shade, shade[::-1], shade.T]).clip(0, 255).astype(np.uint8)
+    model = diffcodec.load_model("photo")
+    sizes = [len(diffcodec.encode(pixels, model=model, effort=1, plan=PLANS[n])) for n in (3, 8)]
+    assert sizes[1] < 0.99 * sizes[0]
+
+
+def test_small_pictures_are_left_alone(exact_tiny: Model) -> None:
+    assert adapted(exact_tiny, Settings(PLANS[8], 64, 64)) is exact_tiny
+    assert adapted(exact_tiny, Settings(PLANS[8], 65, 64)) is not exact_tiny
+    assert adapted(exact_tiny, Settings(PLANS[3], 65, 64)) is exact_tiny
+
+
+def test_floating_point_does_not_adapt(tiny: Model) -> None:
+    with pytest.raises(ModelError, match="diffcodec quantize"):
+        diffcodec.encode(np.zeros((80, 80, 3), np.uint8), model=tiny, plan=PLANS[8])
