@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -361,8 +362,8 @@ def test_a_network_that_rounds_otherwise_is_found_out_at_once(
     layers = Layers.of(SHORT_PLAN, sent_layers(tiny, picture("noise", 16, 8, False), settings))
     original = Model.evaluate
 
-    def other_machine(self: Model, x: torch.Tensor, t: int) -> Integers:
-        out = original(self, x, t)
+    def other_machine(self: Model, x: torch.Tensor, t: int, **options: Any) -> Integers:
+        out = original(self, x, t, **options)
         return out._replace(eps=out.eps + 64 * (out.eps == out.eps.max())) if t == 40 else out
 
     monkeypatch.setattr(Model, "evaluate", other_machine)

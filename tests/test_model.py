@@ -252,7 +252,8 @@ def test_shipped_models_are_found_by_name_and_by_fingerprint() -> None:
         assert model is default_model(pixels)
         assert find_model(model.fingerprint, "") is model
         assert is_listed(model)
-        assert model.plan == PLANS[CATALOGUE[number_of(model.fingerprint) or 0].plan]
+        number = number_of(model.fingerprint, model.config.plan)
+        assert number and model.plan == PLANS[CATALOGUE[number].plan]
         assert model.name == CATALOGUE[number_of(model.fingerprint) or 0].name
 
 
