@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcodec.exact import Correction
+from diffcodec.exact import CONSTANT, WEIGHT_UNIT, Correction
 
 F64 = NDArray[np.float64]
 I16 = NDArray[np.int16]
@@ -29,11 +29,8 @@ RIDGE = 1e4
 """How much evidence it takes, relative to the mean square of a feature."""
 BAND = 32
 """Rows of cells that are summed over at a time."""
-CONSTANT = 128
-"""Value of the feature that is the same everywhere."""
 NOISE_UNIT = 8
 NOISE_MAX = (1 << 15) - 1
-WEIGHT_UNIT = 24
 WEIGHT_MAX = 1 << 20
 
 
@@ -64,7 +61,7 @@ class Adaptation:
 
     def correction(self, times: int = 1) -> Correction:
         """For the network, of which the features are wanted as well."""
-        return Correction(self.weights * times, CONSTANT, WEIGHT_UNIT, CELL * self.stride)
+        return Correction(self.weights * times, CELL * self.stride)
 
     def empty(self) -> I16:
         """To be filled in by :meth:`look`: [OUTPUTS, rows, columns]."""

@@ -50,6 +50,9 @@ COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
 FEATURE_UNIT = 8
 """Features are told in 2**8 of the residual's units, so that they fit 16 bits."""
+CONSTANT = 128
+"""Value of a feature more, the same everywhere."""
+WEIGHT_UNIT = 24
 CHUNK = 1 << 15
 """Cells that a correction is computed of at a time."""
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
@@ -59,6 +62,7 @@ STAGES = {"down0": 0, "up0": 0, "down1": 1, "up1": 1, "middle": 2}
 
 
 NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
+"""In place of an output that nobody asked for."""
 
 
 class Integers(NamedTuple):
@@ -82,13 +86,11 @@ class Correction:
     """What an adaptation subtracts from ε̂, and what it asks for.
 
     The features are the channels at half the picture's size that ε̂ is made from.
-    weights: float64 [features + 1, 12] of integers in 2**-unit, the last for ``constant``;
+    weights: float64 [features + 1, 12] of integers in 2**-24, the last for CONSTANT;
     pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8).
     """
 
     weights: NDArray[np.float64]
-    constant: int
-    unit: int
     pitch: int
 
     def apply(self, eps: Tensor, features: Tensor) -> Tensor:
@@ -99,9 +101,9 @@ class Correction:
         weights = torch.from_numpy(self.weights)
         parts = features.flatten(1).split(CHUNK, dim=1)
         sums = torch.cat([weights[:-1].T @ part.double() for part in parts], dim=1)
-        sums += weights[-1, :, None] * self.constant
+        sums += weights[-1, :, None] * CONSTANT
         cells = sums.reshape(1, -1, *features.shape[1:])
-        shift = self.unit - EPS_UNIT
+        shift = WEIGHT_UNIT - EPS_UNIT
         delta = ((F.pixel_shuffle(cells, 2)[0] + (1 << (shift - 1))) / (1 << shift)).floor()
         return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
 

@@ -46,14 +46,14 @@ class NetworkOutput:
 
     eps: [3, H, W] in 2**-14; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉], log2 of the variance of W(ε − ε̂)
     in 1/8; scale_index, coefs: [3, H, W], for the final layer; features: of an adapted model,
-    [features, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch].
+    [features, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch] of the whole picture, of others nothing.
     """
 
     eps: NDArray[np.int32]
     coef_index: NDArray[np.int16]
     scale_index: NDArray[np.int16]
     coefs: NDArray[np.int16]
-    features: NDArray[np.int16] | None = None
+    features: NDArray[np.int16]
 
     def rows(self, rows: slice) -> NetworkOutput:
         """What it says of these rows, which begin at a multiple of 8."""
@@ -63,6 +63,7 @@ class NetworkOutput:
             self.coef_index[:, blocks],
             self.scale_index[:, rows],
             self.coefs[:, rows],
+            self.features,
         )
 
 
@@ -98,8 +99,7 @@ def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
-    features = out.features.numpy() if model.adaptation else None
-    return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs, features)
+    return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs, out.features.numpy())
 
 
 def _mirrored(model: Model, x: I32, t: int) -> Integers:

@@ -163,9 +163,8 @@ class Step:
 
         Lets go of the network's outputs before there are those of the next step.
         """
-        adaptation, features = self.model.adaptation, self._out.features
-        if adaptation and complete and features is not None and self._seen is not None:
-            adaptation.learn(features, self._seen, self._gain)
+        if self.model.adaptation and complete and self._seen is not None:
+            self.model.adaptation.learn(self._out.features, self._seen, self._gain)
         del self._out
         return self.x
 

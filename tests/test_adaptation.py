@@ -17,14 +17,13 @@ from diffcodec.adaptation import (
     MOST_CELLS,
     NOISE_UNIT,
     OUTPUTS,
-    WEIGHT_UNIT,
     Adaptation,
     solve,
     stride_for,
 )
 from diffcodec.contents import describe
 from diffcodec.errors import ModelError
-from diffcodec.exact import Correction
+from diffcodec.exact import WEIGHT_UNIT, Correction
 from diffcodec.model import Model
 from diffcodec.plans import PLANS
 from diffcodec.reverse import evaluate
@@ -119,9 +118,7 @@ def test_a_correction_is_what_it_says() -> None:
     weights = rng.integers(-(1 << 20), 1 << 20, (4, OUTPUTS)).astype(np.float64)
     features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6))
     eps = rng.integers(-(1 << 17), 1 << 17, (3, 8, 12)).astype(np.int32)
-    found = Correction(weights, 128, 24, 2).apply(
-        torch.from_numpy(eps), torch.from_numpy(features).float()
-    )
+    found = Correction(weights, 2).apply(torch.from_numpy(eps), torch.from_numpy(features).float())
     for c, y, x in product(range(3), range(8), range(12)):
         own = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
         total = int(own[:3] @ features[:, y // 2, x // 2] + own[3] * 128)
@@ -133,7 +130,7 @@ def test_tiles_see_the_same_features(exact_tiny: Model, pitch: int) -> None:
     x = torch.randint(-90000, 90000, (3, 136, 72), generator=torch.Generator().manual_seed(1))
     count = exact_tiny.network.config.channels[0]
     weights = np.random.default_rng(4).integers(-9999, 9999, (count + 1, 12)).astype(np.float64)
-    wanted = Correction(weights, 128, 24, pitch)
+    wanted = Correction(weights, pitch)
     whole = exact_tiny.evaluate(x, 1, correction=wanted)
     tiled = exact_tiny.evaluate(x, 1, tile=40, correction=wanted)
     for name, a, b in zip(whole._fields, whole, tiled, strict=True):

@@ -44,7 +44,7 @@ def quantize(
     diffcodec quantize runs/photo --data photos/ --plan 8 --crop 64 --int8
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
-    model's: 4 is for small pictures, 3 for photographs. The activations' ranges are calibrated
+    model's: 4 is for small pictures, 8 for photographs. The activations' ranges are calibrated
     on crops of the pictures.  With --int8 the network is 1.5 times as fast on large pictures and
     its steps cost 0.2 % more bits.  Files written with the model before cannot be read with
     it after.
