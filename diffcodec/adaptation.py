@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec.exact import CONSTANT, WEIGHT_UNIT, Correction
+from diffcodec.parallel import thread_map
 
 F64 = NDArray[np.float64]
 I16 = NDArray[np.int16]
@@ -85,14 +86,16 @@ class Adaptation:
     def learn(self, features: I16, seen: I16, gain: float) -> None:
         """From a step: features int16 [features, ≥ rows, ≥ columns], what :meth:`look` kept, and
         g of the step."""
-        products, crossed = np.zeros_like(self._gram), np.zeros_like(self._target)
-        for top in range(0, self.rows, BAND):
-            rows = slice(top, min(top + BAND, self.rows))
+
+        def sums(number: int) -> F64:
+            rows = slice(number * BAND, min((number + 1) * BAND, self.rows))
             part = features[:, rows, : self.columns].reshape(len(features), -1)
             phi = np.concatenate([part, np.full_like(part[:1], CONSTANT)]).astype(np.float64)
-            psi = seen[:, rows].reshape(OUTPUTS, -1).astype(np.float64)
-            products += phi @ phi.T
-            crossed += phi @ psi.T
+            psi = seen[:, rows].reshape(OUTPUTS, -1)
+            return phi @ np.concatenate([phi, psi]).T
+
+        found = np.sum(thread_map(sums, -(-self.rows // BAND)), axis=0)
+        products, crossed = np.split(found, [len(features) + 1], axis=1)
         own = products * (gain * gain)
         target = crossed * (gain / (1 << NOISE_UNIT))
         for j, row in enumerate(self.weights / (1 << WEIGHT_UNIT)):  # y is of the corrected ε̂

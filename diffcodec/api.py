@@ -37,7 +37,7 @@ from diffcodec.image import (
     to_image,
 )
 from diffcodec.model import Model
-from diffcodec.parallel import one_torch_thread, thread_map
+from diffcodec.parallel import one_blas_thread, one_torch_thread, thread_map
 from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort, plan_for, search_for
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
@@ -120,7 +120,7 @@ def encode(
     model, effort (1…9): by default what suits the picture's size; stop_t: no layer finer than
     the smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
     target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
-    plan: instead of the model's, which is mirrored from effort 7 on (an exact model knows the
+    plan: instead of the model's, which is mirrored from effort 6 on (an exact model knows the
     timesteps of its own plan only);
     watch is called after every step and strip.  Raises DataError, FormatError or ModelError.
     """
@@ -144,7 +144,7 @@ def encode(
         return writer.getvalue()
     start, strip = writer.size, 0  # of the layer that comes next
     sent = send(model, picture.levels, settings, search_for(effort, area), pulse)
-    with one_torch_thread(area <= SMALL_PIXELS):
+    with one_blas_thread(), one_torch_thread(area <= SMALL_PIXELS):
         for layer in _whole_layers(sent, header.plan, watch):
             if layer.b:
                 start = writer.size
@@ -356,7 +356,7 @@ def decode_layers(
             refresh(decoded(shown, front.metadata, header.trailer), reader.place)
 
     try:
-        with one_torch_thread(header.width * header.height <= SMALL_PIXELS):
+        with one_blas_thread(), one_torch_thread(header.width * header.height <= SMALL_PIXELS):
             shown = receive(
                 model,
                 reader,

@@ -23,6 +23,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from diffcodec import tables, trellis
@@ -147,26 +148,33 @@ def choose_scale(d: F64, s_index: I64) -> int:
 
     d²/(1+cs) is capped at ESCAPE_AT², as escapes do.
     """
-    squares = np.square(d)
     place = np.clip(s_index, S_MIN, S_MAX) - S_MIN
     numbers = np.bincount(place, minlength=S_MAX - S_MIN + 1)
-    costs = []
-    for total, own, head in _scales():
-        excess = np.minimum(squares / total[place], ESCAPE_AT**2)
-        costs.append(0.5 * float(numbers @ own + excess.sum()) + head)
+    inverse, own, heads = _scales()
+    costs = 0.5 * (own @ numbers + _excess(np.square(d), place, inverse)) + heads
     return SCALE_RANGE[0] + int(np.argmin(costs))
 
 
-@cache
-def _scales() -> list[tuple[F64, F64, float]]:
-    """(1 + cs, ln(1 + cs) + 1/(1 + cs) for every index of s, nats of its code) for every j."""
-    found = []
-    for j in range(SCALE_RANGE[0], SCALE_RANGE[1] + 1):
-        moved = np.clip(np.arange(S_MIN, S_MAX + 1) + SCALE_STEP * j, S_MIN, S_MAX)
-        total = 1.0 + 2.0 ** (moved / OCTAVE)
-        head = math.log(2.0) * _head(j, escapes=False).bit_length
-        found.append((total, np.log(total) + 1.0 / total, head))
+@njit(nogil=True, cache=True, fastmath=True)
+def _excess(squares: F64, place: I64, inverse: F64) -> F64:
+    """Σ d²/(1 + cs), each capped, for every scale."""
+    found = np.empty(len(inverse))
+    for j in range(len(inverse)):
+        total = 0.0
+        for i in range(len(squares)):
+            total += min(squares[i] * inverse[j, place[i]], ESCAPE_AT**2)
+        found[j] = total
     return found
+
+
+@cache
+def _scales() -> tuple[F64, F64, F64]:
+    """For every j: 1/(1 + cs) and ln(1 + cs) + 1/(1 + cs) of every index of s, nats of its code."""
+    scales = range(SCALE_RANGE[0], SCALE_RANGE[1] + 1)
+    moved = np.arange(S_MIN, S_MAX + 1) + SCALE_STEP * np.array(scales)[:, None]
+    total = 1.0 + 2.0 ** (np.clip(moved, S_MIN, S_MAX) / OCTAVE)
+    bits = [_head(j, escapes=False).bit_length for j in scales]
+    return 1.0 / total, np.log(total) + 1.0 / total, math.log(2.0) * np.array(bits)
 
 
 def _head(scale: int, escapes: bool) -> BitWriter:
@@ -255,8 +263,8 @@ def send_segment(
         )
         path[: len(found)] = found
     writer.write_array(path)
-    code = writer.getvalue()
-    return code, receive_segment(code, s_index, key, eta=eta, mute=mute)
+    y = _conveyed(deal, deal.base, path, ends, coded, s_scaled, counts)
+    return writer.getvalue(), Received(_back(deal, y), True, np.ones(len(d), dtype=bool))
 
 
 def escape_steps(s_index: I64) -> I64:
@@ -345,11 +353,25 @@ def receive_segment(
     available = reader.read_array(bits)
     use = (rate > 0) & (ends <= len(available))
     complete = len(available) == bits
-    y = deal.base.copy() if complete else _missing(deal, draw)
-    g = trellis.decode(available, ends[use], deal.keys[use], deal.initial)
-    y[use] = tables.candidates(g, s_scaled[use])
-    y += counts * escape_steps(s_scaled)
+    rest = deal.base if complete else _missing(deal, draw)
+    y = _conveyed(deal, rest, available, ends, use, s_scaled, counts)
     return Received(_back(deal, y), complete, _back(deal, use | complete))
+
+
+def _conveyed(
+    deal: _Deal,
+    rest: I64,
+    path: NDArray[np.uint8],
+    ends: I64,
+    use: NDArray[np.bool_],
+    s_scaled: I64,
+    counts: I64,
+) -> I64:
+    """y in coded order: where ``use`` says so what the path has, else ``rest``; corrected."""
+    g = trellis.decode(path, ends[use], deal.keys[use], deal.initial)
+    y = rest.copy()
+    y[use] = tables.candidates(g, s_scaled[use])
+    return y + counts * escape_steps(s_scaled)
 
 
 def _missing(deal: _Deal, draw: bool) -> I64:

@@ -14,6 +14,7 @@ from diffcodec.extras import EXCESS
 from diffcodec.final_layer import strips
 from diffcodec.image import U8, to_array
 from diffcodec.model import Model
+from diffcodec.parallel import one_blas_thread, one_torch_thread
 from diffcodec.plans import Plan
 from diffcodec.registry import find_model
 from diffcodec.steps import Settings
@@ -73,7 +74,8 @@ def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None 
         if decoder is None:
             _skim(reader, header)
         else:
-            shown = receive(decoder, reader, settings_of(header))
+            with one_blas_thread(), one_torch_thread():  # the picture is small
+                shown = receive(decoder, reader, settings_of(header))
             verify(header, reader, shown.levels)
             if len(reader.layers) < len(header.plan.layers) and not reader.at_end:
                 rest = content[reader.place :]

@@ -68,6 +68,7 @@ NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 class Integers(NamedTuple):
     """The network's outputs as both sides use them; eps int32, the rest int16.
 
+    An exact network has no coef_index at t = 1, and neither scale_index nor coefs elsewhere.
     eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
     1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
     [3, H, W], G→R, G→B, R→B in 1/64; features: int16 [features, H/pitch, W/pitch] if a
@@ -75,9 +76,9 @@ class Integers(NamedTuple):
     """
 
     eps: Tensor
-    coef_index: Tensor
-    scale_index: Tensor
-    coefs: Tensor
+    coef_index: Tensor = NOTHING
+    scale_index: Tensor = NOTHING
+    coefs: Tensor = NOTHING
     features: Tensor = NOTHING
 
 
@@ -108,17 +109,21 @@ class Correction:
         return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
 
 
-def round_outputs(eps: Tensor, coef_logvar: Tensor, pixel: Tensor) -> Integers:
+def round_outputs(
+    eps: Tensor, coef_logvar: Tensor | None = None, pixel: Tensor | None = None
+) -> Integers:
     """Network outputs in real units (float64) as integers."""
-    log_scale = pixel[:3].clamp(*PIXEL_LOGVAR_RANGE) * (0.5 * LOG2E * OCTAVE)
-    coefs = pixel[3:].clamp(-PIXEL_COEF_MAX, PIXEL_COEF_MAX) * COEF_UNIT
-    coef_index = coef_logvar.clamp(*COEF_LOGVAR_RANGE) * (LOG2E * OCTAVE)
-    return Integers(
-        eps=(eps * (1 << EPS_UNIT)).round().clamp(-EPS_MAX, EPS_MAX).to(torch.int32),
-        coef_index=coef_index.round().to(torch.int16),
-        scale_index=log_scale.round().to(torch.int16),
-        coefs=coefs.round().to(torch.int16),
-    )
+    whole = (eps * (1 << EPS_UNIT)).round().clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
+    coef_index = scale_index = coefs = NOTHING
+    if coef_logvar is not None:
+        steps = coef_logvar.clamp(*COEF_LOGVAR_RANGE) * (LOG2E * OCTAVE)
+        coef_index = steps.round().to(torch.int16)
+    if pixel is not None:
+        log_scale = pixel[:3].clamp(*PIXEL_LOGVAR_RANGE) * (0.5 * LOG2E * OCTAVE)
+        scale_index = log_scale.round().to(torch.int16)
+        shares = pixel[3:].clamp(-PIXEL_COEF_MAX, PIXEL_COEF_MAX) * COEF_UNIT
+        coefs = shares.round().to(torch.int16)
+    return Integers(whole, coef_index, scale_index, coefs)
 
 
 def sum_reach(weight: Tensor, signed: bool) -> float:
@@ -288,17 +293,13 @@ class ExactNetwork:
             r0 = self._stage(r0, "up0", row)
             head = self._quantize(r0, "eps_head", row)
             out = self._real(self._conv(head, "eps_head"), "eps_head", row)
-            pixel = self._real(self._conv(head, "pixel_head"), "pixel_head", row)
-            local = F.pixel_unshuffle(self._conv(head, "coef_local"), 4)
-            hidden = self._conv(
-                self._quantize(torch.cat([local, r2], dim=1), "coef_hidden", row), "coef_hidden"
-            )
-            coef = self._real(
-                self._conv(self._quantize(hidden, "coef_head", row), "coef_head"), "coef_head", row
-            )
             skip, gain = self.tensors["eps"][row].double()
             eps = state.double() * skip + F.pixel_shuffle(out, 2) * gain
-            found = round_outputs(eps[0], coef[0], F.pixel_shuffle(pixel, 2)[0])
+            if t == 1:
+                pixel = self._real(self._conv(head, "pixel_head"), "pixel_head", row)
+                found = round_outputs(eps[0], pixel=F.pixel_shuffle(pixel, 2)[0])
+            else:
+                found = round_outputs(eps[0], self._coef_logvar(head, r2, row))
             if correction is None:
                 return found
             features = (r0[0] * 2.0**-FEATURE_UNIT).round_()
@@ -307,6 +308,13 @@ class ExactNetwork:
                 eps=correction.apply(found.eps, features),
                 features=features[:, ::every, ::every].to(torch.int16),
             )
+
+    def _coef_logvar(self, head: Tensor, r2: Tensor, row: int) -> Tensor:
+        """log of the variance of W(ε − ε̂), float64 [192, H/8, W/8]."""
+        local = F.pixel_unshuffle(self._conv(head, "coef_local"), 4)
+        both = self._quantize(torch.cat([local, r2], dim=1), "coef_hidden", row)
+        hidden = self._quantize(self._conv(both, "coef_hidden"), "coef_head", row)
+        return self._real(self._conv(hidden, "coef_head"), "coef_head", row)[0]
 
     def _real(self, y: Tensor, name: str, row: int) -> Tensor:
         """A head's output in real units, float64."""

@@ -316,15 +316,16 @@ def _calibrated(
 
 
 def _empty(height: int, width: int, final: bool, correction: Correction | None = None) -> Integers:
-    """Outputs to be filled in for a picture of this size, those of the final layer or none."""
+    """Outputs to be filled in for a picture of this size: of the final layer or of a step."""
 
     def empty(channels: int, side: int, dtype: torch.dtype = torch.int16) -> Tensor:
         return torch.empty((channels, height // side, width // side), dtype=dtype)
 
-    none = torch.empty((3, 0, 0), dtype=torch.int16)
-    pixel = [empty(3, 1), empty(3, 1)] if final else [none, none]
     features = empty(len(correction.weights) - 1, correction.pitch) if correction else NOTHING
-    return Integers(empty(3, 1, torch.int32), empty(BANDS, BLOCK), pixel[0], pixel[1], features)
+    whole = Integers(empty(3, 1, torch.int32), features=features)
+    if final:
+        return whole._replace(scale_index=empty(3, 1), coefs=empty(3, 1))
+    return whole._replace(coef_index=empty(BANDS, BLOCK))
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
+from threadpoolctl import ThreadpoolController
+
 T = TypeVar("T")
 
 _here = threading.local()
@@ -43,6 +45,48 @@ def one_torch_thread(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class _Blas:
+    """numpy's matrix products on the calling thread alone, as long as anyone wants that.
+
+    The limit is one of the whole process, so that it is lifted when the last one leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._controller = ThreadpoolController()
+        self._users = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._limit.restore_original_limits()
+
+
+@cache
+def _blas() -> _Blas:
+    return _Blas()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let numpy multiply matrices on the calling thread alone inside the block.
+
+    Like torch's, its threads go on turning after each product.  Ours are small, and other
+    threads have work.
+    """
+    with _blas().alone():
+        yield
 
 
 def thread_map(function: Callable[[int], T], count: int) -> list[T]:

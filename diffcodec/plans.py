@@ -93,14 +93,14 @@ EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 """Effort 1…9."""
 
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
-    6: Search(12288, 3),
+    6: Search(24576, 2),
     7: Search(24576, 4),
     8: Search(32768, 8),
     9: Search(49152, 16),
 }
 """The same of a small picture: its files differ enough for one of several to be worth choosing."""
 
-MIRRORED_EFFORT = 7
+MIRRORED_EFFORT = 6
 """From this effort on the network is asked of the mirror image, too."""
 
 SMALL_PIXELS = 64 * 64

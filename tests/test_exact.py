@@ -15,7 +15,7 @@ from conftest import load_picture
 from PIL import Image
 from torch import Tensor
 
-from diffcodec import exact, int8
+from diffcodec import exact, int8, packed
 from diffcodec.errors import ModelError
 from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers
 from diffcodec.network import CodecUNet, NetworkConfig
@@ -170,6 +170,19 @@ def test_equals_a_float64_reference(
     monkeypatch.setattr(ExactNetwork, "_conv", in_float64)
     for t, found in zip(TIMES, ordinary, strict=True):
         assert same(network(state(t, 11), t), found)
+
+
+@pytest.mark.skipif(not packed.is_usable(), reason="this torch does not pack weights")
+def test_weights_are_packed_anew_for_other_sizes() -> None:
+    """In the order for another size the sums are the same, but take several times as long."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-99, 100, (16, 8, 3, 3), generator=generator).float()
+    conv = packed.PackedConv2d(weight)
+    for size in [4, 5, 6, 7, 8, 9, 4, 33]:
+        a = torch.randint(-2047, 2048, (1, 8, size, size + 1), generator=generator).float()
+        assert torch.equal(conv(a), F.conv2d(a, weight, padding=1))
+    kept = conv._packed.cache_info()
+    assert kept.misses == 7 and kept.currsize == packed.ORDERS  # 33: too large to be packed
 
 
 @pytest.fixture(scope="module")

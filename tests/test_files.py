@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from diffcodec.errors import DataError
 from diffcodec.files import atomic_path, read_bytes, write_bytes
-from diffcodec.parallel import thread_map
+from diffcodec.parallel import one_blas_thread, thread_map
 
 
 def test_contents_round_trip(tmp_path: Path) -> None:
@@ -61,3 +62,23 @@ def test_thread_map_keeps_the_order(count: int) -> None:
 def test_thread_map_passes_errors_on() -> None:
     with pytest.raises(ZeroDivisionError):
         thread_map(lambda n: 1 // n, 3)
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_until_the_last_user_leaves() -> None:
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = blas_threads()
+        assert before
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)  # as in two threads, not one inside the other
+        assert set(blas_threads()) == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
+        with pytest.raises(ZeroDivisionError), one_blas_thread():
+            assert 1 // 0
+        assert blas_threads() == before

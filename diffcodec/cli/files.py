@@ -146,7 +146,7 @@ class EncodeSettings:
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    help="More effort: smaller files, slower encoding; from 7 on slower decoding, too.  "
+    help="More effort: smaller files, slower encoding; from 6 on slower decoding, too.  "
     "[default: 5 up to 64×64 pixels, else 4]",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
