@@ -23,7 +23,7 @@ from diffcodec.evaluate import psnr
 from diffcodec.exact import Correction, Integers
 from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
-from diffcodec.plans import PLANS, Plan, Search
+from diffcodec.plans import MIRRORED_EFFORT, PLANS, Plan, Search
 from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
 from diffcodec.steps import Settings
@@ -427,10 +427,10 @@ def test_mirrored_plans_are_lossless_and_can_be_cut(
 
 def test_the_last_efforts_use_mirror_images(exact_tiny: Model) -> None:
     pixels = picture("text", 9, 12, grey=False)
-    for effort in (6, 7):
+    for effort, mirrored in ((MIRRORED_EFFORT - 1, False), (MIRRORED_EFFORT, True)):
         content = diffcodec.encode(pixels, model=exact_tiny, effort=effort)
-        assert read_header(content)[0].plan == PLANS[7 if effort == 7 else 0]
-        assert describe(content, exact_tiny)["mirrored"] == (effort == 7)
+        assert read_header(content)[0].plan == PLANS[7 if mirrored else 0]
+        assert describe(content, exact_tiny)["mirrored"] == mirrored
         np.testing.assert_array_equal(diffcodec.decode(content, model=exact_tiny).pixels, pixels)
     content = diffcodec.encode(pixels, model=exact_tiny, effort=7, plan=PLANS[0])
     assert read_header(content)[0].plan == PLANS[0], "a plan that is asked for is taken"
