@@ -62,6 +62,7 @@ class _Blas:
     def alone(self) -> Iterator[None]:
         with self._lock:
             if not self._users:
+                self._take_control()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
             self._users += 1
         try:
@@ -70,7 +71,15 @@ class _Blas:
             with self._lock:
                 self._users -= 1
                 if not self._users:
+                    self._take_control()
                     self._limit.restore_original_limits()
+                    self._take_control()
+
+    def _take_control(self) -> None:
+        """Let any thread set the limit: threadpoolctl 3.8 listens to the first one that did."""
+        for library in self._controller.lib_controllers:
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -81,4 +83,30 @@ def test_blas_has_one_thread_until_the_last_user_leaves() -> None:
         assert blas_threads() == before
         with pytest.raises(ZeroDivisionError), one_blas_thread():
             assert 1 // 0
+        assert blas_threads() == before
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_any_thread_limits_blas_and_lifts_the_limit() -> None:
+    found: list[int] = []
+
+    def limited() -> None:
+        with one_blas_thread():
+            found.extend(blas_threads())
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = blas_threads()
+        with one_blas_thread():
+            pass
+        in_a_thread(limited)
+        assert set(found) == {1}
+        assert blas_threads() == before
+        block = one_blas_thread()
+        block.__enter__()
+        in_a_thread(lambda: block.__exit__(None, None, None))
         assert blas_threads() == before
