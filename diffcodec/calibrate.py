@@ -20,6 +20,7 @@ from diffcodec.ddpm.store import make_process
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import ModelError
 from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX, X_UNIT
+from diffcodec.experts import expert_at, join
 from diffcodec.final_layer import fit_neighbours
 from diffcodec.model import Model, ModelConfig
 from diffcodec.model_check import NEIGHBOUR_MAX, NEIGHBOURS
@@ -41,16 +42,19 @@ SMALLEST_VARIANCE = 1e-6
 def exact_tensors(
     model: Model, images: U8, seed: int, weight_max: int = 32767
 ) -> dict[str, Tensor]:
-    """The integer network for the model's plan and the final layer's weights of neighbours.
+    """The integers of the model's networks for its plan, and the final layer's weights of
+    neighbours.
 
     images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set; weight_max: see
     diffcodec.quantize.quantize.
     """
-    timesteps = list(model.plan.timesteps)
     generator = torch.Generator().manual_seed(seed)
-    tensors = quantize(
-        model.network, model.schedule, timesteps, torch.from_numpy(images), generator, weight_max
-    )
+    floors, pictures, parts = model.config.experts, torch.from_numpy(images), []
+    for number, network in enumerate(model.networks):
+        own = [t for t in model.plan.timesteps if expert_at(floors, t) == number]
+        own = own or [floors[number]]  # a network that the plan has no use for
+        parts.append(quantize(network, model.schedule, own, pictures, generator, weight_max))
+    tensors = join(parts)
     exact = Model(model.config, model.network.state_dict(), tensors)
     return {**tensors, NEIGHBOURS: _neighbours(exact, images, seed)}
 

@@ -35,6 +35,8 @@ CATALOGUE: dict[int, Entry] = {
     8: Entry("cifar10", bytes.fromhex("41dcd2"), 5),
     9: Entry("photo", bytes.fromhex("fbfe52"), 8),
     10: Entry("photo", bytes.fromhex("fbfe52"), 9),
+    11: Entry("cifar10", bytes.fromhex("bffe67"), 12),
+    12: Entry("cifar10", bytes.fromhex("bffe67"), 5),
 }
 
 

@@ -168,7 +168,8 @@ def receive(
                     return Reconstruction(levels, t, evaluations + more)
                 step = Step(model, x, a, b, settings)
                 complete = receive_step(step, layer.cut, settings, draw)
-                x, evaluations = step.arrive(complete), evaluations + plan.evaluations  # line 3
+                x = step.arrive(complete)  # line 3
+                evaluations += plan.evaluations([a])
                 if not complete:  # what arrived of x_b still makes the better picture
                     layer.check_cut()
                     levels, more = render(model, x, b, settings)
@@ -192,7 +193,7 @@ def receive(
             done &= strip.whole
         if strip.whole:
             watch(t, levels.copy)
-    return Reconstruction(levels, 0 if done else t, evaluations + plan.evaluations)  # line 5
+    return Reconstruction(levels, 0 if done else t, evaluations + plan.evaluations([1]))  # line 5
 
 
 def _show(model: Model, x: I32, t: int, settings: Settings, render: Render) -> U8:

@@ -112,7 +112,7 @@ def ideal_chain(
             watch(step.shown)  # of x_a, where the step before arrived
         x = step.arrive()
         bits.append(total)
-    out = evaluate(model, x, 1, plan.mirrored)
+    out = evaluate(model, x, 1, plan.mirrors(1))
     x0_hat = predict_x0(model, x, 1, out, picture.grey)
     if watch:
         watch(to_levels(x0_hat))

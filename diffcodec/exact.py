@@ -16,7 +16,7 @@ channel and timestep, so the network exists for the timesteps of the coding plan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -189,7 +189,7 @@ class ExactNetwork:
         self._int8: dict[str, int8.Int8Conv2d] = {}
         _check_convolutions()
         for key, value in tensors.items():
-            if not bool(torch.isfinite(value.float()).all()):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ModelError(f"{key} holds numbers that are not finite")
             if key.endswith(("_mul", "_add")):
                 self._constants[key] = value[:, None, :, None, None].unbind()
@@ -213,10 +213,6 @@ class ExactNetwork:
             return any(bool(values.any()) for values in constants)
 
         return [name for k in range(count) if is_busy(name := f"{stage}.{k}")]
-
-    def missing(self, timesteps: Iterable[int]) -> list[int]:
-        """Those of ``timesteps`` the network cannot be evaluated at."""
-        return [t for t in timesteps if t not in self.rows]
 
     def _constant(self, name: str, row: int) -> Tensor:
         return self._constants[name][row]
@@ -276,7 +272,7 @@ class ExactNetwork:
     def __call__(self, x: Tensor, t: int, correction: Correction | None = None) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
 
-        ``t`` must not be :meth:`missing`.  With a correction it is applied to ε̂.
+        ``t`` is one of ``rows``.  With a correction it is applied to ε̂.
         """
         row = self.rows[t]
         with torch.inference_mode(), _plain_convolutions():

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +39,7 @@ from diffcodec.exact import (
     Integers,
     round_outputs,
 )
+from diffcodec.experts import SINGLE, ceilings, check_floors, expert_at, join, split
 from diffcodec.files import write_bytes
 from diffcodec.final_layer import NO_NEIGHBOURS
 from diffcodec.model_check import (
@@ -51,7 +52,7 @@ from diffcodec.model_check import (
     read_json,
     read_tensors,
 )
-from diffcodec.network import CodecUNet, NetworkConfig
+from diffcodec.network import CodecUNet, Experts, NetworkConfig
 from diffcodec.parallel import one_torch_thread
 from diffcodec.plans import PLANS, Plan
 from diffcodec.schedule import Schedule
@@ -75,7 +76,8 @@ class ModelConfig:
     """What, besides the weights, defines a model; plan: number of the plan it codes with.
 
     network: the codec's own or a U-Net of the paper's; of the latter prediction and variance
-    say what its outputs are (see diffcodec/ddpm/process.py).
+    say what its outputs are (see diffcodec/ddpm/process.py).  experts: of several networks of
+    this shape, the lowest timestep of each (see diffcodec/experts.py).
     """
 
     name: str
@@ -84,6 +86,7 @@ class ModelConfig:
     plan: int = 0
     prediction: Prediction = "eps"
     variance: Variance = "posterior"
+    experts: tuple[int, ...] = SINGLE
 
     def to_json(self) -> str:
         values: dict[str, Any] = {
@@ -95,6 +98,8 @@ class ModelConfig:
         if isinstance(self.network, UNetConfig):
             values["kind"] = UNET
             values["prediction"], values["variance"] = self.prediction, self.variance
+        if self.experts != SINGLE:
+            values["experts"] = self.experts
         return json.dumps(values, indent=2)
 
     @classmethod
@@ -108,6 +113,7 @@ class ModelConfig:
             plan=_plan_number(values.get("plan", 0)),
             prediction=_one_of(get_args(Prediction), values.get("prediction", "eps")),
             variance=_one_of(get_args(Variance), values.get("variance", "posterior")),
+            experts=_floors(values),
         )
 
 
@@ -115,6 +121,14 @@ def _one_of(choices: tuple[Any, ...], value: object) -> Any:
     if value not in choices:
         raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
     return value
+
+
+def _floors(values: dict[str, Any]) -> tuple[int, ...]:
+    floors = tuple(values.get("experts", SINGLE))
+    check_floors(floors)
+    if floors != SINGLE and "kind" in values:
+        raise ValueError("only the codec's own network can be several")
+    return floors
 
 
 def _plan_number(value: object) -> int:
@@ -132,6 +146,8 @@ def _fingerprint(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
     }
     if isinstance(config.network, UNetConfig):
         settings["prediction"] = config.prediction
+    if config.experts != SINGLE:
+        settings["experts"] = config.experts
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
@@ -165,17 +181,16 @@ class Model:
     ) -> None:
         self.config, self.schedule = config, config.schedule
         self.adaptation: Adaptation | None = None
-        self._exact: ExactNetwork | None = None
+        self._exact: list[ExactNetwork] = []
         self._calibrated: CalibratedUNet | None = None
-        self._network: CodecUNet | None = None
+        self._network: CodecUNet | Experts | None = None
         codes = {k: v.to(_stored_as(config)) for k, v in weights.items()}
         if isinstance(config.network, UNetConfig):
             self._calibrated = _calibrated(config, weights, calibration)
         else:
-            self._network = load_codec_network(config.network, weights)
+            self._network = load_codec_network(config, weights)
         if self._network is not None and exact is not None:
-            check_exact(self._network, exact)
-            self._exact = ExactNetwork(exact, self._network.config.blocks)
+            self._exact = _exact_networks(config, self.networks, exact)
             codes = exact
         if calibration is not None:
             codes = codes | {f"calibration.{k}": v for k, v in calibration.items()}
@@ -184,16 +199,22 @@ class Model:
         self.neighbours = tensors[NEIGHBOURS].numpy() if NEIGHBOURS in tensors else NO_NEIGHBOURS
 
     @property
-    def network(self) -> CodecUNet:
+    def network(self) -> CodecUNet | Experts:
         """The codec's network in float32, for training; ModelError if this is a U-Net."""
         if self._network is None:
             raise ModelError(f"model '{self.name}' is a U-Net of the paper, not the codec's own")
         return self._network
 
     @property
+    def networks(self) -> list[CodecUNet]:
+        """It, or the several that it is, from noise to picture."""
+        network = self.network
+        return [network] if isinstance(network, CodecUNet) else network.members
+
+    @property
     def exact(self) -> bool:
         """Whether coding is integer arithmetic, the same on every machine."""
-        return self._exact is not None
+        return bool(self._exact)
 
     @property
     def name(self) -> str:
@@ -209,7 +230,7 @@ class Model:
         """ModelError if the model cannot be evaluated at all timesteps of ``plan``."""
         if plan.timesteps[0] > self.schedule.timesteps:
             raise ModelError(f"the plan begins at t = {plan.timesteps[0]}, beyond the model's T")
-        missing = self._exact.missing(plan.timesteps) if self._exact else []
+        missing = [t for t in plan.timesteps if self._exact and not self._exact_at(t)]
         if missing:
             raise ModelError(f"the model has no exact constants for timesteps {missing}")
         missing = self._calibrated.missing(plan.timesteps) if self._calibrated else []
@@ -218,7 +239,7 @@ class Model:
                 f"model '{self.name}' is not calibrated for timesteps {missing}; run diffcodec "
                 "calibrate"
             )
-        if plan.adaptive and self._exact is None:
+        if plan.adaptive and not self._exact:
             raise ModelError(
                 f"model '{self.name}' codes in floating point, its plan needs integers; run "
                 "diffcodec quantize"
@@ -229,6 +250,11 @@ class Model:
         own = copy.copy(self)
         own.adaptation = Adaptation(self.network.config.channels[0], height, width)
         return own
+
+    def _exact_at(self, t: int) -> ExactNetwork | None:
+        """The integers for timestep ``t``, if there are any."""
+        network = self._exact[expert_at(self.config.experts, t)]
+        return network if t in network.rows else None
 
     def evaluate(
         self, x: Tensor, t: int, tile: int = TILE, correction: Correction | None = None
@@ -263,8 +289,10 @@ class Model:
     def _evaluate(self, x: Tensor, t: int, correction: Correction | None) -> Integers:
         """In floating point one thread is used: another number of threads may take another path
         through the convolutions and round differently."""
-        if self._exact is not None:
-            return self._exact(x, t, correction)
+        if self._exact:
+            network = self._exact_at(t)
+            assert network is not None  # check_plan has been asked
+            return network(x, t, correction)
         if self._calibrated is not None:
             with _one_thread():
                 return self._calibrated(x, t)
@@ -280,14 +308,61 @@ def _stored_as(config: ModelConfig) -> torch.dtype:
     return torch.float32 if isinstance(config.network, UNetConfig) else torch.float16
 
 
-def load_codec_network(shape: NetworkConfig, weights: dict[str, Tensor]) -> CodecUNet:
+def load_codec_network(config: ModelConfig, weights: dict[str, Tensor]) -> CodecUNet | Experts:
     """The codec's network in float32, with weights as they are stored; ModelError if not its."""
-    check_size(shape, weights)
-    network = CodecUNet(shape)
+    shape = config.network
+    assert isinstance(shape, NetworkConfig)
+    for part in split(weights, len(config.experts)):
+        check_size(shape, part)
+    with torch.device("meta"):  # no memory before the weights are checked, no initial weights
+        network = CodecUNet(shape) if config.experts == SINGLE else _experts(config, shape)
     check_weights(network, weights)
-    network.load_state_dict({k: v.to(torch.float16).float() for k, v in weights.items()})
-    network.eval().requires_grad_(False)
-    return network
+    stored = {k: v.to(torch.float16).float() for k, v in weights.items()}
+    network.load_state_dict(stored, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _experts(config: ModelConfig, shape: NetworkConfig) -> Experts:
+    return Experts(shape, ceilings(config.schedule, config.experts))
+
+
+def _exact_networks(
+    config: ModelConfig, networks: list[CodecUNet], tensors: dict[str, Tensor]
+) -> list[ExactNetwork]:
+    """The integer networks, each for its own timesteps; ModelError unless they are usable."""
+    check_neighbours(tensors)
+    parts = split({k: v for k, v in tensors.items() if k != NEIGHBOURS}, len(networks))
+    found = []
+    for network, part in zip(networks, parts, strict=True):
+        check_exact(network, part)
+        found.append(ExactNetwork(part, network.config.blocks))
+    return found
+
+
+def join_models(
+    parts: list[tuple[ModelConfig, dict[str, Tensor]]], floors: tuple[int, ...], name: str | None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """One model of several networks, from noise to picture (see diffcodec/experts.py).
+
+    floors: the lowest timestep of each; name: instead of the last one's.  Raises ModelError if
+    they do not go together.
+    """
+    last = parts[-1][0]
+    if len(floors) != len(parts):
+        raise ModelError(f"{len(parts)} networks need as many lowest timesteps, not {len(floors)}")
+    for config, _ in parts:
+        if isinstance(config.network, UNetConfig) or config.experts != SINGLE:
+            raise ModelError(f"model '{config.name}' is not one network of the codec's own")
+        if (config.network, config.schedule) != (last.network, last.schedule):
+            raise ModelError(f"model '{config.name}' has another shape or schedule than the last")
+    try:
+        check_floors(floors)
+    except ValueError as e:
+        raise ModelError(str(e)) from e
+    config = replace(last, name=name or last.name, experts=floors)
+    weights = join([weights for _, weights in parts])
+    load_codec_network(config, weights)  # refuses what does not fit
+    return config, weights
 
 
 def load_unet(shape: UNetConfig, weights: dict[str, Tensor]) -> UNet:

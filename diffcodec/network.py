@@ -16,6 +16,7 @@ every noise level, ε̂ = c_skip x_t + c_out F.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -244,3 +245,30 @@ class CodecUNet(nn.Module):
         scale, shift = self.coef_film(emb)[:, :, None, None].chunk(2, dim=1)
         coef = self.coef_head(leaky(hidden * (1.0 + scale) + shift)).float()
         return Prediction(c_skip * x_t + c_out * out, coef, pixel)
+
+
+class Experts(nn.ModuleList):
+    """Networks of one shape, each for a range of noise (Balaji et al. 2022); called like one.
+
+    ceilings: the k-th answers up to the log-SNR ceilings[k], the last one whatever is left.
+    """
+
+    def __init__(self, config: NetworkConfig, ceilings: Sequence[float]) -> None:
+        super().__init__(CodecUNet(config) for _ in range(len(ceilings) + 1))
+        self.config, self.ceilings = config, tuple(ceilings)
+
+    @property
+    def members(self) -> list[CodecUNet]:
+        return [network for network in self if isinstance(network, CodecUNet)]
+
+    def forward(self, x_t: Tensor, log_snr: Tensor) -> Prediction:
+        """As :meth:`CodecUNet.forward`; the pictures of a batch may belong to several."""
+        who = torch.bucketize(log_snr, torch.tensor(self.ceilings, device=log_snr.device))
+        found: list[tuple[Tensor, Prediction]] = []
+        for number in who.unique().tolist():
+            rows = (who == number).nonzero()[:, 0]
+            found.append((rows, self[number](x_t[rows], log_snr[rows])))
+        order = torch.cat([rows for rows, _ in found]).argsort()
+        return Prediction(
+            *(torch.cat(part)[order] for part in zip(*(f for _, f in found), strict=True))
+        )

@@ -24,6 +24,10 @@ COEF_LOGVAR_RANGE = (-14.0, 4.0)
 PIXEL_LOGVAR_RANGE = (-3.0, 6.0)
 """Log-variances are clamped to these ranges, in training and in coding alike."""
 MAX_DEVIATION = 8.0
+FINAL_SHARE = 3 / 16
+"""Of a batch, evaluated for the final layer when all timesteps are trained."""
+FINAL_SHARE_OF_LAST = 1 / 4
+"""The same when the noisiest timesteps are not trained."""
 
 
 def block_transform(x: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ def training_loss(
     log_snr_low: float,
     log_snr_high: float,
     step_length: float,
-    final_share: float = 3 / 16,
+    final_share: float = FINAL_SHARE,
     emphasis: float = 0.0,
     first: int = 0,
     count: int | None = None,
@@ -114,8 +118,9 @@ def training_loss(
     """Monte-Carlo estimate of the code length of ``images`` uint8 [B, 3, H, W] (Algorithm 1).
 
     The first ``final_share`` of the batch is evaluated at t = 1 (λ = ``log_snr_high``) for the
-    final layer, the rest at stratified λ for the coded steps.  With ``emphasis`` the steps at
-    the noisy end weigh up to 1 + ``emphasis``; the result is then no code length.
+    final layer, the rest at stratified λ for the coded steps; the share may be 0 or 1.  With
+    ``emphasis`` the steps at the noisy end weigh up to 1 + ``emphasis``; the result is then no
+    code length.
 
     With ``count`` the images are only a part of a batch of so many, from its picture ``first``
     on, and the result is their share: the sum over the parts is the loss of the batch.
@@ -123,7 +128,7 @@ def training_loss(
     levels = images.float()
     x_0 = levels / 127.5 - 1.0
     count = len(images) if count is None else count
-    n_final = max(1, round(final_share * count))
+    n_final = max(int(final_share > 0.0), round(final_share * count))
     drawn, weight = stratified_log_snr(count - n_final, log_snr_low, log_snr_high, offset, emphasis)
     log_snr = torch.cat([torch.full((n_final,), log_snr_high), drawn]).to(images.device)
     log_snr = log_snr[first : first + len(images)]
@@ -166,3 +171,15 @@ def bits_per_dim(loss: Loss) -> Tensor:
 def default_range(schedule_log_snr: np.ndarray) -> tuple[float, float]:
     """The range of λ worth training: from where nothing is left of the image to t = 1."""
     return max(-6.0, float(schedule_log_snr[-1])), float(schedule_log_snr[1])
+
+
+def trained_range(
+    schedule_log_snr: np.ndarray, timesteps: tuple[int, int] | None
+) -> tuple[tuple[float, float], float]:
+    """The range of λ, and the share of the final layer, of a network for ``timesteps`` (lowest,
+    highest), of None for all that are worth it."""
+    if timesteps is None:
+        return default_range(schedule_log_snr), FINAL_SHARE
+    low, high = timesteps
+    share = 0.0 if low > 1 else 1.0 if high == 1 else FINAL_SHARE_OF_LAST
+    return (float(schedule_log_snr[high]), float(schedule_log_snr[low])), share

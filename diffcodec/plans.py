@@ -7,10 +7,13 @@ made with another schedule writes its plan out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-MAX_TIMESTEP = 1000
+MAX_TIMESTEP = ALL = 1000
+LAST = 4
+"""Timesteps up to here, a quarter of a small picture's evaluations, code over half of its bits."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class Plan:
     x at t_0 comes from the shared noise at no cost, the K steps t_0 → t_1 → … are coded, then
     x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
     file, so that framing does not outweigh them; every later step is a layer of its own.
-    With ``mirrored`` the network is asked of the mirror image, too, at every timestep; with
+    At timesteps up to ``mirrored`` the network is asked of the mirror image, too; with
     ``adaptive`` it is fitted to a large picture in the course of coding (see adaptation.py).
     """
 
     timesteps: tuple[int, ...]
     eta: int
     grouped: int = 1
-    mirrored: bool = False
+    mirrored: int = 0
     adaptive: bool = False
 
     def __post_init__(self) -> None:
@@ -38,13 +41,18 @@ class Plan:
             raise ValueError(f"at most 256 timesteps, none above {MAX_TIMESTEP}: {t}")
         if not 64 <= self.eta <= 255:
             raise ValueError(f"eta must lie in 64..255 (1/128): {self.eta}")
+        if not 0 <= self.mirrored <= MAX_TIMESTEP:
+            raise ValueError(f"mirrored must lie in 0..{MAX_TIMESTEP}: {self.mirrored}")
         if not 1 <= self.grouped < len(t):
             raise ValueError(f"the first layer holds 1..{len(t) - 1} steps: {self.grouped}")
 
-    @property
-    def evaluations(self) -> int:
-        """Of the network at one timestep."""
-        return 1 + self.mirrored
+    def mirrors(self, t: int) -> bool:
+        """Whether the network is asked of the mirror image at timestep ``t``."""
+        return t <= self.mirrored
+
+    def evaluations(self, timesteps: Iterable[int]) -> int:
+        """Of the network, at these timesteps."""
+        return sum(1 + self.mirrors(t) for t in timesteps)
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -74,8 +82,9 @@ PLANS: dict[int, Plan] = {
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 # For those who give time for size.
-PLANS |= {n: replace(PLANS[own], mirrored=True) for n, own in ((5, 4), (6, 3), (7, 0))}
+PLANS |= {n: replace(PLANS[own], mirrored=ALL) for n, own in ((5, 4), (6, 3), (7, 0))}
 PLANS |= {n: replace(PLANS[own], adaptive=True) for n, own in ((8, 3), (9, 6), (10, 0), (11, 7))}
+PLANS |= {n: replace(PLANS[own], mirrored=LAST) for n, own in ((12, 4), (13, 0))}
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
 """The same of a small picture: its files differ enough for one of several to be worth choosing."""
 
 MIRRORED_EFFORT = 6
-"""From this effort on the network is asked of the mirror image, too."""
+"""From this effort on the network is asked of the mirror image at every timestep."""
 
 SMALL_PIXELS = 64 * 64
 """Up to this many pixels a picture counts as small: it gets other defaults."""
@@ -119,5 +128,5 @@ def search_for(effort: int, pixels: int) -> Search:
 
 def plan_for(plan: Plan, effort: int) -> Plan:
     """A model's plan, or the numbered one that differs from it in ``mirrored`` alone."""
-    twin = replace(plan, mirrored=True)
+    twin = replace(plan, mirrored=ALL)
     return twin if effort >= MIRRORED_EFFORT and twin in PLANS.values() else plan

@@ -39,8 +39,8 @@ _RENDER = 2
 
 def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0(x_t), eq. 15."""
-    out = evaluate(model, x, t, settings.plan.mirrored)
-    return estimated_levels(model, x, t, out, settings), settings.plan.evaluations
+    out = evaluate(model, x, t, settings.plan.mirrors(t))
+    return estimated_levels(model, x, t, out, settings), settings.plan.evaluations([t])
 
 
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
@@ -66,7 +66,7 @@ def sample(seed: int) -> Render:
                 noise = shared_normal(derive_key(key, number), prior.layout.size)
                 step.move(rows, prior, np.rint(noise * prior.spread()).astype(np.int64))
         levels, more = estimate(model, x, 1, settings)
-        return levels, len(steps) * settings.plan.evaluations + more
+        return levels, settings.plan.evaluations(a for a, _ in steps) + more
 
     return render
 
@@ -82,7 +82,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
     """At most so many steps, in place: (where they ended, network evaluations)."""
     steps, schedule = _left(t, settings)[:most], model.schedule
     for a, b in steps:
-        out = evaluate(model, x, a, settings.plan.mirrored)
+        out = evaluate(model, x, a, settings.plan.mirrors(a))
         keep = math.sqrt(float(schedule.at(schedule.alphas_cumprod, b)))
         rest = math.sqrt(float(schedule.at(schedule.one_minus_alphas_cumprod, b)))
         for rows in settings.bands:
@@ -92,7 +92,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
             x[:, rows] = np.rint(x_b * (1 << X_UNIT)).astype(np.int64)
         del out  # before the next one is made: of a large picture it is large
         t = b
-    return t, len(steps) * settings.plan.evaluations
+    return t, settings.plan.evaluations(a for a, _ in steps)
 
 
 RENDERS: dict[str, Callable[[int], Render]] = {

@@ -124,7 +124,7 @@ class Step:
         out: NetworkOutput | None = None,
     ) -> None:
         self.model, self.x, self.a, self.b, self.grey = model, x, a, b, settings.grey
-        self._out = out or evaluate(model, x, a, settings.plan.mirrored)
+        self._out = out or evaluate(model, x, a, settings.plan.mirrors(a))
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
         self._seen = model.adaptation.empty() if model.adaptation else None
@@ -354,7 +354,7 @@ class Final:
         self, model: Model, x: I32, settings: Settings, out: NetworkOutput | None = None
     ) -> None:
         self.model, self.x, self.settings = model, x, settings
-        self._out = out or evaluate(model, x, 1, settings.plan.mirrored)
+        self._out = out or evaluate(model, x, 1, settings.plan.mirrors(1))
         self.shown = estimated_levels(model, x, 1, self._out, settings)
 
     def distribution(self, rows: slice) -> Distribution:

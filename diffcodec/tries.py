@@ -47,7 +47,7 @@ def best_try(
         own = step.copy()
         with one_torch_thread():
             code, ratio = send_step(own, x_0, settings, search.survivors, _quiet, number)
-            out = evaluate(own.model, own.x, own.b, settings.plan.mirrored)
+            out = evaluate(own.model, own.x, own.b, settings.plan.mirrors(own.b))
             bits = 8.0 * len(code) + _bits_ahead(own, out, x_0, settings)
         return Try(code, ratio, own, out, bits)
 

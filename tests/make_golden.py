@@ -56,6 +56,7 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
         "strips": (slope.astype(np.uint8), {"plan": SHORT_PLAN, "seed": (1 << 32) - 1}),
         "letters": (letters, {}),
         "mirrored": (bird[5:26, 3:16], {"plan": PLANS[7]}),
+        "mirrored-last": (bird[2:19, 9:30], {"plan": PLANS[13], "seed": 5}),
         "adaptive": (slope[:67, :89].astype(np.uint8), {"plan": PLANS[11], "seed": 3}),
         "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
     }

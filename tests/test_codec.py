@@ -23,7 +23,7 @@ from diffcodec.evaluate import psnr
 from diffcodec.exact import Correction, Integers
 from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
-from diffcodec.plans import MIRRORED_EFFORT, PLANS, Plan, Search
+from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, Plan, Search
 from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
 from diffcodec.steps import Settings
@@ -408,17 +408,20 @@ def test_pictures_of_one_size_share_their_first_evaluation(
     width=st.integers(1, 24),
     grey=st.booleans(),
     cut=st.floats(0, 1, exclude_max=True),
+    number=st.sampled_from([7, 13]),
 )
 def test_mirrored_plans_are_lossless_and_can_be_cut(
-    exact_tiny: Model, kind: str, height: int, width: int, grey: bool, cut: float
+    exact_tiny: Model, kind: str, height: int, width: int, grey: bool, cut: float, number: int
 ) -> None:
     pixels = picture(kind, height, width, grey)
-    content = diffcodec.encode(pixels, model=exact_tiny, effort=1, plan=PLANS[7])
-    assert read_header(content)[0].plan == PLANS[7]
+    plan = PLANS[number]
+    content = diffcodec.encode(pixels, model=exact_tiny, effort=1, plan=plan)
+    assert read_header(content)[0].plan == plan
     whole = diffcodec.decode(content, model=exact_tiny)
     assert whole.exact
     np.testing.assert_array_equal(whole.pixels, pixels)
-    assert whole.evaluations == 2 * len(PLANS[7].timesteps)
+    twice = len(plan.timesteps) if number == 7 else sum(t <= 4 for t in plan.timesteps)
+    assert whole.evaluations == len(plan.timesteps) + twice
     first = read_header(content)[1]
     size = first + int(cut * (len(content) - first))
     shown = diffcodec.decode(content[:size], model=exact_tiny)
@@ -427,7 +430,7 @@ def test_mirrored_plans_are_lossless_and_can_be_cut(
 
 def test_the_last_efforts_use_mirror_images(exact_tiny: Model) -> None:
     pixels = picture("text", 9, 12, grey=False)
-    for effort, mirrored in ((MIRRORED_EFFORT - 1, False), (MIRRORED_EFFORT, True)):
+    for effort, mirrored in ((MIRRORED_EFFORT - 1, 0), (MIRRORED_EFFORT, ALL)):
         content = diffcodec.encode(pixels, model=exact_tiny, effort=effort)
         assert read_header(content)[0].plan == PLANS[7 if mirrored else 0]
         assert describe(content, exact_tiny)["mirrored"] == mirrored

@@ -390,7 +390,7 @@ def test_layers_before_an_impossible_length_stand(sound: int) -> None:
 @pytest.mark.parametrize("kind", ["mirrored", "adaptive"])
 def test_some_plans_without_a_number_cannot_be_written(kind: str) -> None:
     with pytest.raises(FormatError, match="has a number"):
-        replace(PLAIN, plan=Plan((40, 6, 1), 130, **{kind: True})).encode()
+        replace(PLAIN, plan=Plan((40, 6, 1), 130, **{kind: 1})).encode()
 
 
 @pytest.mark.parametrize(("steps", "size"), [(1000, 280), (1000, 512), (200, 12), (3, 180)])

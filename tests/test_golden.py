@@ -11,6 +11,7 @@ from make_golden import FOLDERS, GOLDEN, digests, pictures
 import diffcodec
 from diffcodec.container import VERSION, read_header
 from diffcodec.model import Model, read_model
+from diffcodec.plans import ALL
 
 KNOWN: dict[int, dict[str, dict[str, str]]] = {
     version: json.loads((folder / "digests.json").read_text())
@@ -42,8 +43,10 @@ def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> No
         name: read_header((folder / f"{name}.ddc").read_bytes())[0] for name in KNOWN[version]
     }
     assert {h.grey for h in headers.values()} == {False, True}
-    assert len({h.plan for h in headers.values()}) == (4 if version == VERSION else 3)
-    assert {h.plan.mirrored for h in headers.values()} == {False, True}
+    assert len({h.plan for h in headers.values()}) == (5 if version == VERSION else 3)
+    assert {h.plan.mirrored for h in headers.values()} == (
+        {0, 4, ALL} if version == VERSION else {0, ALL}
+    )
     assert {h.plan.adaptive for h in headers.values()} == {False, version == VERSION}
     assert max(h.seed for h in headers.values()) == (1 << 32) - 1
     assert headers["strips"].height > 64

@@ -26,7 +26,7 @@ from diffcodec.model import (
 )
 from diffcodec.model_check import NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
-from diffcodec.plans import MIRRORED_EFFORT, PLANS, plan_for
+from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, plan_for
 from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped
 from diffcodec.reverse import _mean, evaluate
 from diffcodec.schedule import Schedule
@@ -112,7 +112,7 @@ def test_a_file_of_either_plan_of_a_shipped_model_names_the_model_alone() -> Non
             assert len(content) == 5
             header, _ = read_header(content)
             assert (header.fingerprint, header.plan) == (model.fingerprint, plan)
-            assert plan.mirrored == (effort == MIRRORED_EFFORT)
+            assert (plan.mirrored == ALL) == (effort == MIRRORED_EFFORT)
 
 
 def test_the_mean_of_the_largest_numbers_fits() -> None:

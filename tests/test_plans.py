@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from diffcodec.plans import (
@@ -27,19 +29,21 @@ def test_plans_never_change() -> None:
         2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
         3: Plan(photo, 134, 1),
         4: Plan(small, 130, 6),
-        5: Plan(small, 130, 6, mirrored=True),
-        6: Plan(photo, 134, 1, mirrored=True),
-        7: Plan(first, 134, 6, mirrored=True),
+        5: Plan(small, 130, 6, mirrored=1000),
+        6: Plan(photo, 134, 1, mirrored=1000),
+        7: Plan(first, 134, 6, mirrored=1000),
         8: Plan(photo, 134, 1, adaptive=True),
-        9: Plan(photo, 134, 1, mirrored=True, adaptive=True),
+        9: Plan(photo, 134, 1, mirrored=1000, adaptive=True),
         10: Plan(first, 134, 6, adaptive=True),
-        11: Plan(first, 134, 6, mirrored=True, adaptive=True),
+        11: Plan(first, 134, 6, mirrored=1000, adaptive=True),
+        12: Plan(small, 130, 6, mirrored=4),
+        13: Plan(first, 134, 6, mirrored=4),
     } == PLANS
 
 
 @pytest.mark.parametrize(
     ("plan", "thorough"),
-    [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5), (8, 9), (9, 9), (10, 11)],
+    [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5), (8, 9), (9, 9), (10, 11), (12, 5), (13, 7)],
 )
 def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
     plan: int, thorough: int
@@ -48,6 +52,15 @@ def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
         expected = thorough if effort >= MIRRORED_EFFORT else plan
         assert plan_for(PLANS[plan], effort) == PLANS[expected]
     assert plan_for(Plan((9, 1), 130), 9) == Plan((9, 1), 130)
+
+
+def test_the_mirror_image_is_asked_at_the_last_timesteps() -> None:
+    plan = Plan((100, 9, 8, 1), 130, mirrored=8)
+    assert [plan.mirrors(t) for t in plan.timesteps] == [False, False, True, True]
+    assert plan.evaluations(plan.timesteps) == 6
+    for outside in (-1, 1001):
+        with pytest.raises(ValueError, match="mirrored"):
+            replace(plan, mirrored=outside)
 
 
 def test_layers_hold_the_steps_in_order() -> None:

@@ -95,7 +95,11 @@ def test_transparency_and_metadata(  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize(
     ("version", "name"),
-    [*product(sorted(KNOWN), ["colour", "grey", "strips", "alpha", "mirrored"]), (6, "adaptive")],
+    [
+        *product(sorted(KNOWN), ["colour", "grey", "strips", "alpha", "mirrored"]),
+        (6, "adaptive"),
+        (6, "mirrored-last"),
+    ],
 )
 def test_cut_files(  # type: ignore[no-untyped-def]
     reference: ModuleType, network, golden: Model, name: str, version: int

@@ -103,7 +103,7 @@ class Plan:
     timesteps: tuple[int, ...]
     eta: int
     grouped: int
-    mirrored: bool = False
+    mirrored: int = 0
     adaptive: bool = False
 
     @property
@@ -120,8 +120,9 @@ PLANS = {
     3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
-PLANS |= {n: replace(PLANS[same], mirrored=True) for n, same in ((5, 4), (6, 3), (7, 0))}
+PLANS |= {n: replace(PLANS[same], mirrored=1000) for n, same in ((5, 4), (6, 3), (7, 0))}
 PLANS |= {n: replace(PLANS[same], adaptive=True) for n, same in ((8, 3), (9, 6), (10, 0), (11, 7))}
+PLANS |= {n: replace(PLANS[same], mirrored=4) for n, same in ((12, 4), (13, 0))}
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
@@ -133,6 +134,8 @@ NUMBERED_MODELS = {
     8: (bytes.fromhex("41dcd2"), 5),
     9: (bytes.fromhex("fbfe52"), 8),
     10: (bytes.fromhex("fbfe52"), 9),
+    11: (bytes.fromhex("bffe67"), 12),
+    12: (bytes.fromhex("bffe67"), 5),
 }
 """Fingerprint and own plan (§8)."""
 
@@ -377,23 +380,24 @@ def limited_residual(r: Array) -> Array:
 
 
 class Network:
-    """A model folder: its schedule and the network in integers."""
+    """A model folder: its schedule and its networks in integers."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         typed = read_safetensors(folder / "exact.safetensors")
-        self.blocks: list[int] = config["network"]["blocks"]
         self.schedule = Schedule(*(config["schedule"][k] for k in SCHEDULE))
         self.fingerprint = fingerprint(config, typed)
-        self.weights = {
-            name.removesuffix(".weight"): values.astype(np.int64)
-            for name, (_, values) in typed.items()
-            if name.endswith(".weight")
-        }
-        self.constants = {name: values for name, (_, values) in typed.items()}
-        self.rows = {int(t): row for row, t in enumerate(self.constants["timesteps"])}
-        none = np.zeros((3, 6), np.int64)
-        self.neighbours = self.constants.get("neighbours", none).tolist()
+        tensors = {name: values for name, (_, values) in typed.items()}
+        self.neighbours = tensors.pop("neighbours", np.zeros((3, 6), np.int64)).tolist()
+        self.floors: list[int] = config.get("experts", [1])
+        self.members = [
+            Integers(config["network"]["blocks"], own_tensors(tensors, k, len(self.floors)))
+            for k in range(len(self.floors))
+        ]
+
+    def at(self, x: Array, t: int) -> Output:
+        """Of a state whose sides are multiples of 8, by the network whose timestep it is."""
+        return next(m for m, low in zip(self.members, self.floors, strict=True) if t >= low)(x, t)
 
     def evaluate(
         self, x: Array, t: int, both: bool = False, adaptation: Adaptation | None = None
@@ -405,18 +409,39 @@ class Network:
         _, h, w = x.shape
         rows, columns = (mirrored(n) for n in (h, w))
         x = x[:, rows][:, :, columns]
-        out = self._evaluate(x, self.rows[t])
+        out = self.at(x, t)
         features = out.features
         if adaptation is not None:
             out = replace(out, eps=adaptation.corrected(out, 1 + both))
         if both:
-            other = self._evaluate(x[:, :, ::-1], self.rows[t])
+            other = self.at(x[:, :, ::-1], t)
             pairs = zip(vars(out).items(), vars(other).values(), strict=True)
             out = Output(**{name: (u + v[:, :, ::-1]) >> 1 for (name, u), v in pairs})
         own = np.s_[:, :h, :w]
         return Output(out.eps[own], out.coef_index, out.scale_index[own], out.coefs[own], features)
 
-    def _evaluate(self, x: Array, row: int) -> Output:
+
+def own_tensors(tensors: dict[str, Array], number: int, count: int) -> dict[str, Array]:
+    """Those of one of several networks, by the names that a single one's have."""
+    start = "" if count == 1 else f"{number}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+class Integers:
+    """One network (§8.3)."""
+
+    def __init__(self, blocks: list[int], constants: dict[str, Array]) -> None:
+        self.blocks, self.constants = blocks, constants
+        self.weights = {
+            name.removesuffix(".weight"): values.astype(np.int64)
+            for name, values in constants.items()
+            if name.endswith(".weight")
+        }
+        self.rows = {int(t): row for row, t in enumerate(constants["timesteps"])}
+
+    def __call__(self, x: Array, t: int) -> Output:
+        row = self.rows[t]
+
         def constant(name: str, kind: type = F32) -> Array:
             return self.constants[name][row].astype(kind)[:, None, None]
 
@@ -546,8 +571,11 @@ def local_mean(x: Array) -> Array:
 def fingerprint(config: dict[str, Any], tensors: dict[str, tuple[str, Array]]) -> bytes:
     network = {k: config["network"][k] for k in ("channels", "blocks", "embedding")}
     schedule = {k: config["schedule"][k] for k in SCHEDULE}
+    settings = {"network": network, "schedule": schedule}
+    if len(config.get("experts", [1])) > 1:
+        settings["experts"] = config["experts"]
     digest = hashlib.sha256()
-    digest.update(json.dumps({"network": network, "schedule": schedule}, sort_keys=True).encode())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tensors):
         kind, values = tensors[name]
         digest.update(f"{name} {TYPES[kind][1]} {values.shape}".encode())
@@ -1097,7 +1125,7 @@ def receive_step(
 ) -> tuple[Array, bool]:
     """(x_b, whether all of its code was there); what was not follows the flow (appendix A)."""
     adaptation = reader.adaptation
-    out = network.evaluate(x, a, header.plan.mirrored, adaptation)
+    out = network.evaluate(x, a, a <= header.plan.mirrored, adaptation)
     reverse = network.schedule.step(a, b)
     size = header.height, header.width
     x0_hat = network.schedule.predict_x0(x, a, out.eps, header.grey)
@@ -1204,7 +1232,7 @@ def receive_strips(
 ) -> tuple[Array, bool]:
     """(levels [3, H, W], whether all strips are whole)."""
     content, grey = reader.content, header.grey
-    out = network.evaluate(x, 1, header.plan.mirrored, reader.adaptation)
+    out = network.evaluate(x, 1, header.plan.mirrored >= 1, reader.adaptation)
     x0_hat = network.schedule.predict_x0(x, 1, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
     scales = out.scale_index + network.schedule.sigma_index()
@@ -1275,14 +1303,14 @@ def shown_after(
 ) -> Array:
     """Levels [3, H, W] that show the state x_t."""
     schedule = network.schedule
-    both, adaptation = header.plan.mirrored, reader.adaptation
-    eps = network.evaluate(x, t, both, adaptation).eps
+    upto, adaptation = header.plan.mirrored, reader.adaptation
+    eps = network.evaluate(x, t, t <= upto, adaptation).eps
     if recon == "mean" and t > 1:
         b = max(s for s in header.plan.timesteps if s < t)
         x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(x, t, eps, header.grey)
         x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)
         x, t = x.astype(np.int64), b
-        eps = network.evaluate(x, t, both or x[0].size <= 4096, adaptation).eps
+        eps = network.evaluate(x, t, t <= upto or x[0].size <= 4096, adaptation).eps
     return to_levels(schedule.predict_x0(x, t, eps, header.grey))
 
 

@@ -143,3 +143,14 @@ def max_pixels_option(default: str) -> Callable[[Callable[..., None]], Callable[
     """The option that limits the size of pictures; default: what holds without it."""
     text = f"Refuse larger pictures.  [default: {default}]"
     return click.option("--max-pixels", type=click.IntRange(1), help=text)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """'a,b,…' as positive integers."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"'{text}' is not a list of integers such as 1,2") from None
+    if min(values) < 1:
+        raise click.UsageError(f"'{text}': all must be positive")
+    return values

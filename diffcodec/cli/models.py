@@ -68,6 +68,35 @@ def quantize(
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 
+@main.command()
+@click.argument("models", type=PATH, nargs=-1, required=True)
+@click.option("--floors", required=True, help="The lowest timestep of each, such as 26,2,1.")
+@click.option("-o", "--output", type=PATH, required=True, help="The model folder to write.")
+@click.option("--name", help="The model's name  [default: of the last one].")
+def join(models: tuple[Path, ...], floors: str, output: Path, name: str | None) -> None:
+    """Make one model of several networks, each trained for a range of timesteps.
+
+    \b
+    diffcodec train ... --init cifar10 --timesteps 24-690 --out runs/noisy
+    diffcodec train ... --init cifar10 --timesteps 1-28 --out runs/clean
+    diffcodec join runs/noisy runs/clean --floors 26,1 -o runs/both
+    diffcodec quantize runs/both --data train_0.webp --plan 4
+
+    MODELS are given from noise to picture: the first answers at its lowest timestep and above,
+    each of the others from its own up to the one before.  All must have the same shape.
+    """
+    from diffcodec.cli.base import integers
+    from diffcodec.files import make_folder
+    from diffcodec.model import WEIGHTS, join_models, read_config, save_model
+    from diffcodec.model_check import read_tensors
+
+    parts = [(read_config(folder), read_tensors(folder / WEIGHTS)) for folder in models]
+    config, weights = join_models(parts, integers(floors), name)
+    make_folder(output)
+    save_model(output, config, weights)
+    click.echo(f"{output}: model '{config.name}' of {len(models)} networks")
+
+
 @main.command("import")
 @click.argument("source", metavar="DIR", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The model folder to write.")

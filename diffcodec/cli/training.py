@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.base import PATH, Stopped, main
+from diffcodec.cli.base import PATH, Stopped, integers, main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,9 @@ CODEC = "codec"
     type=click.FloatRange(0, 3),
     help="Extra weight of the noisiest steps: better pictures of cut files  [default: 0].",
 )
+@click.option(
+    "--timesteps", help="Train for these alone, such as 1-20; see `diffcodec join`  [default: all]."
+)
 @click.option("--seed", type=click.IntRange(0, 1 << 31), help="Keys all randomness of the run.")
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
@@ -107,6 +110,7 @@ def train(
     channels: str | None,
     blocks: str | None,
     reductions: str | None,
+    timesteps: str | None,
     init: str | None,
     **settings: Any,
 ) -> None:
@@ -138,7 +142,9 @@ def train(
     given = {k: v for k, v in settings.items() if v is not None}
     lengthen = given.pop("steps", None) if resume else None
     if reductions:
-        given["reductions"] = _integers(reductions)
+        given["reductions"] = integers(reductions)
+    if timesteps:
+        given["timesteps"] = _range(timesteps)
     shaped = network or classes or channels or blocks
     if resume and (given or shaped or init):
         raise click.UsageError("--resume takes its settings from the run; give none but --steps")
@@ -273,18 +279,16 @@ def _triple(text: str | None) -> tuple[int, int, int] | None:
     """'a,b,c' as three positive integers."""
     if text is None:
         return None
-    values = _integers(text)
+    values = integers(text)
     if len(values) != 3:
         raise click.UsageError(f"'{text}' is not three integers such as 96,144,192")
     return values[0], values[1], values[2]
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    """'a,b,…' as positive integers."""
+def _range(text: str) -> tuple[int, int]:
+    """'a-b' or 'a' as the lowest and highest of some timesteps."""
     try:
-        values = tuple(int(part) for part in text.split(","))
+        low, high = int(text.partition("-")[0]), int(text.rpartition("-")[2])
     except ValueError:
-        raise click.UsageError(f"'{text}' is not a list of integers such as 1,2") from None
-    if min(values) < 1:
-        raise click.UsageError(f"'{text}': all must be positive")
-    return values
+        raise click.UsageError(f"--timesteps {text}: not a range such as 1-20") from None
+    return low, high

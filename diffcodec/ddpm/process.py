@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcodec.network import CodecUNet
+from diffcodec.network import CodecUNet, Experts
 from diffcodec.schedule import Schedule
 
 Prediction = Literal["eps", "mean"]
@@ -32,7 +32,7 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class CodecEps(nn.Module):
     """The codec's network, conditioned on λ, as one of timesteps that predicts ε."""
 
-    def __init__(self, network: CodecUNet, schedule: Schedule) -> None:
+    def __init__(self, network: CodecUNet | Experts, schedule: Schedule) -> None:
         super().__init__()
         self.network = network
         log_snr = torch.from_numpy(schedule.log_snr.copy()).float()

@@ -31,7 +31,7 @@ def make_process(config: ModelConfig, weights: dict[str, Tensor]) -> ReverseProc
     if isinstance(shape, UNetConfig):
         network = load_unet(shape, weights)
     else:
-        network = CodecEps(load_codec_network(shape, weights), config.schedule)
+        network = CodecEps(load_codec_network(config, weights), config.schedule)
     return ReverseProcess(
         network=network,
         schedule=config.schedule,

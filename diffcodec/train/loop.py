@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from diffcodec.data import NO_CLASS, U8, CropSampler, load_labelled, reduced, with_subsampled
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import DataError, ModelError
+from diffcodec.experts import SINGLE, expert_at, split
 from diffcodec.files import make_folder
 from diffcodec.model import ModelConfig, save_model
 from diffcodec.model_check import check_shapes
@@ -72,6 +73,10 @@ class Trainer:
             raise DataError(
                 f"a batch of {config.batch} cannot be split into "
                 f"{self.world.size * accumulate} parts; make it larger"
+            )
+        if config.timesteps and config.timesteps[1] > schedule.timesteps:
+            raise DataError(
+                f"there is no timestep {config.timesteps[1]}: {schedule.timesteps} in all"
             )
         self.config, self.schedule, self.device = config, schedule, torch.device(device)
         self.accumulate, self.workers = accumulate, workers
@@ -289,6 +294,7 @@ def train(
         config, schedule = TrainConfig.from_dict(state["config"]), Schedule(**state["schedule"])
     elif init is not None:
         config, schedule = replace(config, network=init[0].network), init[0].schedule
+        init = init[0], _weights_for(config, *init)
     elif schedule is None:
         schedule = PAPER_SCHEDULE if isinstance(config.network, UNetConfig) else Schedule()
     images, labels = (index_pictures(data), None) if workers else load_labelled(data)
@@ -315,6 +321,20 @@ def train(
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
     trainer.stopped_by = stop.requested
     return trainer
+
+
+def _weights_for(
+    config: TrainConfig, begin: ModelConfig, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Those to begin with: of several networks the one for the lowest timestep trained."""
+    if begin.experts == SINGLE:
+        return weights
+    if config.timesteps is None:
+        raise ModelError(
+            f"model '{begin.name}' is {len(begin.experts)} networks, for timesteps from "
+            f"{', '.join(map(str, begin.experts))} on; say with --timesteps what to train"
+        )
+    return split(weights, len(begin.experts))[expert_at(begin.experts, config.timesteps[0])]
 
 
 def _resumed(out: Path, lengthen: int | None) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class TrainConfig:
     step_length: length in log-SNR of the steps whose cost is trained.
     emphasis: extra weight of the noisiest steps, less for the others and none for the last: for
         better pictures of files cut early, at some cost for whole ones.
+    timesteps: lowest and highest of those that are trained, of a network for these alone; None
+        for all (see diffcodec/experts.py).
     label_dropout: share of the pictures that a class-conditional network sees without class.
     holdout: pictures at the end of the data kept out for validation.
     precision: of the network's convolutions; the weights are always float32.
@@ -59,6 +61,7 @@ class TrainConfig:
     mse_weight: float = 0.3
     step_length: float = 1.5
     emphasis: float = 0.0
+    timesteps: tuple[int, int] | None = None
     label_dropout: float = 0.1
     holdout: int = 512
     seed: int = 1
@@ -71,6 +74,11 @@ class TrainConfig:
             raise ValueError("the codec's network is trained to predict ε, for the cost of coding")
         if not codec and self.objective == "coding":
             raise ValueError("only the codec's network can be trained for the cost of coding")
+        if self.timesteps is not None and not 1 <= self.timesteps[0] <= self.timesteps[1]:
+            low, high = self.timesteps
+            raise ValueError(f"timesteps from {low} to {high}: there are none")
+        if self.timesteps is not None and not codec:
+            raise ValueError("only the codec's network can be trained for some timesteps alone")
         if self.objective == "simple" and self.variance == "learned":
             raise ValueError("the simple objective says nothing of Σ; learn it with the bound")
         if isinstance(self.network, UNetConfig):
@@ -113,7 +121,9 @@ class TrainConfig:
         shape = UNetConfig if values.pop("kind", None) == UNET else NetworkConfig
         network = shape.from_dict(values.pop("network"))
         reductions = tuple(values.pop("reductions", (1,)))
-        return cls(network=network, reductions=reductions, **values)
+        timesteps = values.pop("timesteps", None)
+        timesteps = timesteps and (timesteps[0], timesteps[1])
+        return cls(network=network, reductions=reductions, timesteps=timesteps, **values)
 
 
 PAPER: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from diffcodec.ddpm.objectives import bound_loss, simple_loss
 from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.network import CodecUNet, NetworkConfig, UnitConv2d
-from diffcodec.objective import Loss, bits_per_dim, default_range, training_loss
+from diffcodec.objective import Loss, bits_per_dim, trained_range, training_loss
 from diffcodec.schedule import Schedule
 from diffcodec.train.settings import TrainConfig
 
@@ -104,7 +104,7 @@ class CodecTask:
 
     def __init__(self, config: TrainConfig, shape: NetworkConfig, schedule: Schedule) -> None:
         self.config, self.shape = config, shape
-        self.low, self.high = default_range(schedule.log_snr)
+        (self.low, self.high), self.share = trained_range(schedule.log_snr, config.timesteps)
 
     def network(self) -> nn.Module:
         return CodecUNet(self.shape)
@@ -126,6 +126,7 @@ class CodecTask:
             log_snr_low=self.low,
             log_snr_high=self.high,
             step_length=self.config.step_length,
+            final_share=self.share,
             emphasis=self.config.emphasis if training else 0.0,
             first=part.first,
             count=part.whole,
