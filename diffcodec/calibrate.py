@@ -39,21 +39,18 @@ CALIBRATION_PIXELS = 1 << 16
 SMALLEST_VARIANCE = 1e-6
 
 
-def exact_tensors(
-    model: Model, images: U8, seed: int, weight_max: int = 32767
-) -> dict[str, Tensor]:
+def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
     """The integers of the model's networks for its plan, and the final layer's weights of
     neighbours.
 
-    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set; weight_max: see
-    diffcodec.quantize.quantize.
+    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.
     """
     generator = torch.Generator().manual_seed(seed)
     floors, pictures, parts = model.config.experts, torch.from_numpy(images), []
     for number, network in enumerate(model.networks):
         own = [t for t in model.plan.timesteps if expert_at(floors, t) == number]
         own = own or [floors[number]]  # a network that the plan has no use for
-        parts.append(quantize(network, model.schedule, own, pictures, generator, weight_max))
+        parts.append(quantize(network, model.schedule, own, pictures, generator))
     tensors = join(parts)
     exact = Model(model.config, model.network.state_dict(), tensors)
     return {**tensors, NEIGHBOURS: _neighbours(exact, images, seed)}

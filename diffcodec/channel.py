@@ -116,6 +116,14 @@ def _deal(s_index: I64, key: int, mute: NDArray[np.bool_] | None) -> _Deal:
 
 def _scaled(limited: I64, scale: int) -> tuple[I64, I64]:
     """(s index after scaling, rate in 2**-16 bit) per coefficient; negligible ones get rate 0."""
+    s_index, rate = _scaled_tables(scale)
+    return s_index[limited - S_MIN], rate[limited - S_MIN]
+
+
+@cache
+def _scaled_tables(scale: int) -> tuple[I64, I64]:
+    """:func:`_scaled` of every index from S_MIN to S_MAX."""
+    limited = np.arange(S_MIN, S_MAX + 1)
     s_index = np.clip(limited + SCALE_STEP * scale, S_MIN, S_MAX)
     coded = (s_index >= NEGLIGIBLE) & (limited > S_MIN)
     return s_index, np.where(coded, tables.rates()[s_index - S_MIN], 0)

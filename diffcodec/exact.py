@@ -3,8 +3,8 @@
 An integer below 2**24 is exact in float32, and so is any sum of such integers, in any order,
 while every partial sum stays below 2**24.  Activations are quantised to 11 bits and the weights
 of every output channel to integers such that this bound holds *by construction*; then an
-ordinary convolution gives the same integers on any CPU, thread count, instruction set or GPU.
-(Weights of the residual blocks that also fit 8 bits can take another path to them, int8.py.)
+ordinary convolution gives the same integers on any CPU, thread count, instruction set or GPU,
+and so does one of 16-bit integers (convolution.py).
 Between convolutions stand single multiplications, additions, roundings and clamps, each exact
 under IEEE 754.  FiLM, biases and all scales are folded into one multiplier and one addend per
 channel and timestep, so the network exists for the timesteps of the coding plans only.
@@ -16,11 +16,7 @@ channel and timestep, so the network exists for the timesteps of the coding plan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -29,20 +25,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcodec import int8
+from diffcodec.convolution import I16, I32, Conv2d, empty_map
 from diffcodec.errors import ModelError
 from diffcodec.network import LEAK
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
-from diffcodec.packed import PackedConv2d
+from diffcodec.pointwise import F32, accumulate, quantize_into
 from diffcodec.tables import OCTAVE
 
 ACTIVATION_MAX = 2047
 LEAKY_MAX = 512
 """Activations are in [-LEAKY_MAX, ACTIVATION_MAX] after the activation function."""
+LIMITS, SIGNED_LIMITS = (-LEAKY_MAX, ACTIVATION_MAX), (-ACTIVATION_MAX, ACTIVATION_MAX)
 SUM_LIMIT = 1 << 24
 RESIDUAL_MAX = 1 << 22
-INT8_PIXELS = 48 * 48
-"""From so many on, 8-bit convolutions are worth what goes with them (of a feature map)."""
 X_UNIT = 16
 EPS_UNIT = 14
 EPS_MAX = 1 << 30
@@ -59,6 +54,8 @@ SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
 """Convolutions whose inputs have no activation function before them."""
 STAGES = {"down0": 0, "up0": 0, "down1": 1, "up1": 1, "middle": 2}
 """Where the residual blocks are, and at which level: 1/2, 1/4 or 1/8 of the picture's size."""
+FOLDED = {("to1", 0): 2, ("to2", 0): 2, ("from2", 1): 2, ("from1", 1): 2, ("coef_hidden", 0): 4}
+"""Inputs (0) and outputs (1) of convolutions where so many places squared are one place."""
 
 
 NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
@@ -134,42 +131,12 @@ def sum_reach(weight: Tensor, signed: bool) -> float:
     return float((torch.maximum(up, down) * ACTIVATION_MAX + torch.minimum(up, down) * low).max())
 
 
-def _bounded(r: Tensor) -> Tensor:
-    """Clamps in place: fresh memory for every operation would cost more than the operation."""
-    return r.clamp_(-RESIDUAL_MAX, RESIDUAL_MAX)
-
-
-@contextmanager
-def _plain_convolutions() -> Iterator[None]:
-    """No algorithm that transforms its operands (NNPACK's Winograd and FFT)."""
-    with torch.backends.nnpack.flags(enabled=False):
-        yield
-
-
 def _features(x: Tensor, height: int, width: int) -> Tensor:
     """x in 2**-16, [1, 3, H, W] -> x and its local detail, both integers, [1, 6, H, W]."""
     ones = x.new_ones(1, 1, height, width)
     total = F.avg_pool2d(x, 3, stride=1, padding=1, divisor_override=1)
     count = F.avg_pool2d(ones, 3, stride=1, padding=1, divisor_override=1)
     return torch.cat([x, x - torch.round(total / count)], dim=1)
-
-
-@cache
-def _check_convolutions() -> None:
-    """ModelError if this machine's float32 convolutions round integers below 2**24.
-
-    They do when an option such as ONEDNN_DEFAULT_FPMATH_MODE lets them use bfloat16.
-    """
-    a = torch.full((1, 96, 8, 8), float(ACTIVATION_MAX)) - torch.arange(8.0)
-    weight = torch.full((16, 96, 3, 3), 9.0) - 2.0 * (torch.arange(3.0) == 1)
-    with torch.inference_mode(), _plain_convolutions():
-        found = F.conv2d(a, weight)
-    true = F.conv2d(a.double(), weight.double())
-    if not torch.equal(found.double(), true):
-        raise ModelError(
-            "this machine's convolutions are not exact; unset ONEDNN_DEFAULT_FPMATH_MODE and "
-            "leave torch's float32 precision at 'highest'"
-        )
 
 
 class ExactNetwork:
@@ -183,27 +150,30 @@ class ExactNetwork:
     def __init__(self, tensors: dict[str, Tensor], blocks: tuple[int, int, int]) -> None:
         self.tensors = tensors
         self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
-        self.weights: dict[str, Tensor] = {}
-        self._constants: dict[str, tuple[Tensor, ...]] = {}
-        self._packed: dict[str, PackedConv2d] = {}
-        self._int8: dict[str, int8.Int8Conv2d] = {}
-        _check_convolutions()
+        self.weights: dict[str, I16] = {}
+        self._convolutions: dict[str, Conv2d] = {}
+        self._constants: dict[str, F32] = {}
         for key, value in tensors.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ModelError(f"{key} holds numbers that are not finite")
-            if key.endswith(("_mul", "_add")):
-                self._constants[key] = value[:, None, :, None, None].unbind()
             if key.endswith(".weight"):
                 name = key.removesuffix(".weight")
-                weight = value.float()
-                reach = sum_reach(weight, signed=name in SIGNED)
+                reach = sum_reach(value, signed=name in SIGNED)
                 if reach >= SUM_LIMIT:
                     raise ModelError(f"{name}: partial sums could reach {reach} >= 2**24")
-                self.weights[name] = weight
-                self._packed[name] = PackedConv2d(weight)
-                if "." in name and float(weight.abs().max()) <= int8.WEIGHT_MAX:
-                    self._int8[name] = int8.Int8Conv2d(weight)
+                self._add(name, value)
         self._stages = {stage: self._busy(stage, blocks[k]) for stage, k in STAGES.items()}
+
+    def _add(self, name: str, weight: Tensor) -> None:
+        """Take over a convolution and its constants, channels in the order they have here."""
+        ins, outs = (_order(name, side, weight.shape[1 - side]) for side in (0, 1))
+        self.weights[name] = np.ascontiguousarray(weight.numpy()[outs][:, ins], np.int16)
+        self._convolutions[name] = Conv2d(self.weights[name])
+        for kind, order in (("in", ins), ("out", outs)):
+            for key in (f"{name}.{kind}_mul", f"{name}.{kind}_add"):
+                if key in self.tensors:
+                    own = self.tensors[key].numpy()[:, order]
+                    self._constants[key] = np.ascontiguousarray(own, np.float32)
 
     def _busy(self, stage: str, count: int) -> list[str]:
         """The blocks of a stage that do anything: what the others add is always 0."""
@@ -214,105 +184,104 @@ class ExactNetwork:
 
         return [name for k in range(count) if is_busy(name := f"{stage}.{k}")]
 
-    def _constant(self, name: str, row: int) -> Tensor:
-        return self._constants[name][row]
+    def _quantized(
+        self, x: F32 | I32, shape: tuple[int, int], name: str, row: int, fold: int = 1
+    ) -> I16:
+        """The input of convolution ``name``, a map of ``shape``, from a residual or from sums."""
+        mul, add = self._pair(f"{name}.in", row)
+        a = empty_map(*shape, len(mul))
+        limits, leak = (SIGNED_LIMITS, 1.0) if name in SIGNED else (LIMITS, LEAK)
+        quantize_into(a, 0, x, shape, mul, add, limits, leak, fold)
+        return a
 
-    def _quantize(self, x: Tensor, name: str, row: int) -> Tensor:
-        """The input of convolution ``name``."""
-        a = x * self._constant(f"{name}.in_mul", row)
-        a += self._constant(f"{name}.in_add", row)
-        if name in SIGNED:
-            return a.round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
-        return F.leaky_relu_(a, LEAK).round_().clamp_(-LEAKY_MAX, ACTIVATION_MAX)
+    def _pair(self, name: str, row: int) -> tuple[F32, F32]:
+        """Multipliers and addends of all channels."""
+        return self._constants[f"{name}_mul"][row], self._constants[f"{name}_add"][row]
 
-    def _conv(self, a: Tensor, name: str) -> Tensor:
-        return self._packed[name](a)
+    def _conv(self, a: I16, name: str) -> I32:
+        return self._convolutions[name](a)
 
-    def _step(self, x: Tensor, name: str, row: int) -> Tensor:
-        """A convolution's output in the units of what it is added to."""
-        y = self._conv(self._quantize(x, name, row), name)
-        y *= self._constant(f"{name}.out_mul", row)
-        y += self._constant(f"{name}.out_add", row)
-        return y.round_()
-
-    def _stage(self, r: Tensor, stage: str, row: int) -> Tensor:
-        """Residual blocks on ``r``, which they overwrite."""
-        if r[0, 0].numel() >= INT8_PIXELS and self._has_int8(stage):
-            return self._stage_of_int8(r, stage, row)
-        for name in self._stages[stage]:
-            y = self._conv(self._quantize(r, f"{name}.conv_in", row), f"{name}.conv_in")
-            r = _bounded(r.add_(self._step(y, f"{name}.conv_out", row)))
+    def _add_step(self, r: F32, a: I16, name: str, row: int, fold: int = 1) -> F32:
+        """r += the convolution ``name`` of the map ``a``, in the residual's units."""
+        accumulate(r, self._conv(a, name), *self._pair(f"{name}.out", row), RESIDUAL_MAX, fold)
         return r
 
-    def _has_int8(self, stage: str) -> bool:
-        names = product(self._stages[stage], ("conv_in", "conv_out"))
-        every = all(f"{block}.{conv}" in self._int8 for block, conv in names)
-        return every and int8.is_exact_here()
+    def _start(self, x: F32, shape: tuple[int, int], name: str, row: int, fold: int = 1) -> F32:
+        """The residual of a level, which begins with the convolution ``name`` of ``x``."""
+        r = np.zeros((*shape, len(self.weights[name])), np.float32)
+        return self._add_step(r, self._quantized(x, shape, name, row, fold), name, row)
 
-    def _stage_of_int8(self, r: Tensor, stage: str, row: int) -> Tensor:
-        """:meth:`_stage` with 8-bit convolutions: the same integers, in memory channels last."""
-
-        def constant(name: str) -> NDArray[np.float32]:
-            return self.tensors[name][row].numpy()
-
-        flat = r[0].permute(1, 2, 0).contiguous().numpy()
-        planes = np.empty(flat.shape, np.uint8), np.empty(flat.shape, np.uint8)
+    def _stage(self, r: F32, stage: str, row: int) -> F32:
+        """Residual blocks on ``r``, which they overwrite."""
+        shape = r.shape[0], r.shape[1]
         for block in self._stages[stage]:
             name, other = f"{block}.conv_in", f"{block}.conv_out"
-            int8.split(flat, constant(f"{name}.in_mul"), constant(f"{name}.in_add"), planes)
-            sums = self._int8[name](*planes)
-            mul, add = constant(f"{other}.in_mul"), constant(f"{other}.in_add")
-            int8.split_sums(sums, mul, add, planes)
-            del sums  # of a large picture they are large
-            sums = self._int8[other](*planes)
-            mul, add = constant(f"{other}.out_mul"), constant(f"{other}.out_add")
-            int8.accumulate(flat, sums, mul, add, RESIDUAL_MAX)
-        return torch.from_numpy(flat).permute(2, 0, 1)[None]
+            sums = self._conv(self._quantized(r, shape, name, row), name)
+            self._add_step(r, self._quantized(sums, shape, other, row), other, row)
+        return r
 
     def __call__(self, x: Tensor, t: int, correction: Correction | None = None) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
 
         ``t`` is one of ``rows``.  With a correction it is applied to ε̂.
         """
-        row = self.rows[t]
-        with torch.inference_mode(), _plain_convolutions():
+        row, (height, width) = self.rows[t], x.shape[1:]
+        with torch.inference_mode():
             state = x[None].float()
-            features = F.pixel_unshuffle(_features(state, x.shape[1], x.shape[2]), 2)
-            r0 = self._stage(_bounded(self._step(features, "stem", row)), "down0", row)
-            r1 = _bounded(self._step(F.pixel_unshuffle(r0, 2), "to1", row))
-            r1 = self._stage(r1, "down1", row)
-            r2 = _bounded(self._step(F.pixel_unshuffle(r1, 2), "to2", row))
-            r2 = self._stage(r2, "middle", row)
-            r1 = _bounded(r1.add_(F.pixel_shuffle(self._step(r2, "from2", row), 2)))
-            r1 = self._stage(r1, "up1", row)
-            r0 = _bounded(r0.add_(F.pixel_shuffle(self._step(r1, "from1", row), 2)))
-            r0 = self._stage(r0, "up0", row)
-            head = self._quantize(r0, "eps_head", row)
-            out = self._real(self._conv(head, "eps_head"), "eps_head", row)
+            features = F.pixel_unshuffle(_features(state, height, width), 2)
+            flat: F32 = features[0].permute(1, 2, 0).contiguous().numpy()
+            half, quarter, eighth = ((height // n, width // n) for n in (2, 4, 8))
+            r0 = self._stage(self._start(flat, half, "stem", row), "down0", row)
+            r1 = self._stage(self._start(r0, quarter, "to1", row, 2), "down1", row)
+            r2 = self._stage(self._start(r1, eighth, "to2", row, 2), "middle", row)
+            a = self._quantized(r2, eighth, "from2", row)
+            r1 = self._stage(self._add_step(r1, a, "from2", row, 2), "up1", row)
+            a = self._quantized(r1, quarter, "from1", row)
+            r0 = self._stage(self._add_step(r0, a, "from1", row, 2), "up0", row)
+            head = self._quantized(r0, half, "eps_head", row)
+            out = self._real(self._conv(head, "eps_head"), half, "eps_head", row)
             skip, gain = self.tensors["eps"][row].double()
             eps = state.double() * skip + F.pixel_shuffle(out, 2) * gain
             if t == 1:
-                pixel = self._real(self._conv(head, "pixel_head"), "pixel_head", row)
+                pixel = self._real(self._conv(head, "pixel_head"), half, "pixel_head", row)
                 found = round_outputs(eps[0], pixel=F.pixel_shuffle(pixel, 2)[0])
             else:
                 found = round_outputs(eps[0], self._coef_logvar(head, r2, row))
             if correction is None:
                 return found
-            features = (r0[0] * 2.0**-FEATURE_UNIT).round_()
+            features = (torch.from_numpy(r0).permute(2, 0, 1) * 2.0**-FEATURE_UNIT).round_()
             every = correction.pitch // 2
             return found._replace(
                 eps=correction.apply(found.eps, features),
                 features=features[:, ::every, ::every].to(torch.int16),
             )
 
-    def _coef_logvar(self, head: Tensor, r2: Tensor, row: int) -> Tensor:
+    def _coef_logvar(self, head: I16, r2: F32, row: int) -> Tensor:
         """log of the variance of W(ε − ε̂), float64 [192, H/8, W/8]."""
-        local = F.pixel_unshuffle(self._conv(head, "coef_local"), 4)
-        both = self._quantize(torch.cat([local, r2], dim=1), "coef_hidden", row)
-        hidden = self._quantize(self._conv(both, "coef_hidden"), "coef_head", row)
-        return self._real(self._conv(hidden, "coef_head"), "coef_head", row)[0]
+        shape = r2.shape[0], r2.shape[1]
+        mul, add = self._pair("coef_hidden.in", row)
+        local = len(mul) - r2.shape[2]
+        a = empty_map(*shape, len(mul))
+        sums = self._conv(head, "coef_local")
+        quantize_into(a, 0, sums, shape, mul[:local], add[:local], LIMITS, LEAK, 4)
+        quantize_into(a, local, r2, shape, mul[local:], add[local:], LIMITS, LEAK)
+        hidden = self._quantized(self._conv(a, "coef_hidden"), shape, "coef_head", row)
+        return self._real(self._conv(hidden, "coef_head"), shape, "coef_head", row)[0]
 
-    def _real(self, y: Tensor, name: str, row: int) -> Tensor:
-        """A head's output in real units, float64."""
-        product = y.double() * self._constant(f"{name}.out_mul", row).double()
-        return product + self._constant(f"{name}.out_add", row).double()
+    def _real(self, sums: I32, shape: tuple[int, int], name: str, row: int) -> Tensor:
+        """A head's output in real units, float64 [1, out, H, W]."""
+        mul, add = (torch.from_numpy(part).double() for part in self._pair(f"{name}.out", row))
+        found = torch.from_numpy(sums)[: shape[0], : shape[1], : len(mul)].double()
+        return (found * mul + add).permute(2, 0, 1)[None]
+
+
+def _order(name: str, side: int, count: int) -> NDArray[np.int64]:
+    """Where each input (side 0) or output (1) channel of a convolution stands in its tensors.
+
+    Channels of 2×2 or 4×4 places that are one: there the places of each stand together, here the
+    channels of each place, as in memory.
+    """
+    fold = FOLDED.get((name, side), 1)
+    folded = 16 * fold**2 if name == "coef_hidden" else count
+    order = np.arange(folded).reshape(-1, fold**2).T.ravel()
+    return np.concatenate([order, np.arange(folded, count)])

@@ -116,7 +116,10 @@ class Conv2d(nn.Module):
         self.shape = (c_out, c_in, kernel, kernel)
         self.padding = kernel // 2
         fan_in = c_in * kernel * kernel
-        self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (0.0 if zero else fan_in**-0.5))
+        weight = torch.empty(c_out, fan_in)
+        if not weight.is_meta:  # torch would load its compiler to fill in what has no memory
+            weight = weight.normal_() * (0.0 if zero else fan_in**-0.5)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def kernel(self) -> Tensor:
@@ -138,7 +141,8 @@ class UnitConv2d(Conv2d):
     def __init__(self, c_in: int, c_out: int, kernel: int, gain: float = 1.0) -> None:
         super().__init__(c_in, c_out, kernel)
         self.gain = nn.Parameter(torch.full((c_out,), gain))
-        self.normalize_()
+        if not self.weight.is_meta:
+            self.normalize_()
 
     @torch.no_grad()
     def normalize_(self) -> None:

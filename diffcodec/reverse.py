@@ -24,7 +24,6 @@ from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.parallel import one_torch_thread, thread_map
 from diffcodec.plans import SMALL_PIXELS
 from diffcodec.schedule import Step
 from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
@@ -107,21 +106,9 @@ def _mirrored(model: Model, x: I32, t: int) -> Integers:
 
     An adapted model looks at the features of the picture itself and corrects the mean.
     """
-    pictures = torch.from_numpy(x), torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1]))
-    if x[0].size > SMALL_PIXELS:
-        wanted = model.adaptation.correction(times=2) if model.adaptation else None
-        both = [
-            model.evaluate(pictures[0], t, correction=wanted),
-            model.evaluate(pictures[1], t),
-        ]
-    else:
-
-        def work(number: int) -> Integers:
-            with one_torch_thread():
-                return model.evaluate(pictures[number], t)
-
-        both = thread_map(work, 2)
-    one, other = both
+    wanted = model.adaptation.correction(times=2) if model.adaptation else None
+    one = model.evaluate(torch.from_numpy(x), t, correction=wanted)
+    other = model.evaluate(torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1])), t)
     return Integers(
         eps=_mean(one.eps, other.eps.flip(-1)),
         coef_index=_mean(one.coef_index, other.coef_index.flip(-1)),

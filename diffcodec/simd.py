@@ -20,15 +20,15 @@ LANES = 16
 """Arrays of places need so many more elements than there are places."""
 
 
-def _has_compress() -> bool:
-    """Whether numba compiles for a machine whose instruction packs 16 words at once.
+def target_has(feature: str) -> bool:
+    """Whether numba compiles for a machine with such instructions, named as LLVM names them.
 
     What numba will compile for is asked, not what the machine has: NUMBA_CPU_NAME,
     NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX can ask for less, and LLVM ends the process over an
     instruction that its target lacks.  There is no public way to ask; without an answer: no.
     """
     codegen: Any = cpu_target.target_context.codegen()
-    return "+avx512f" in getattr(codegen, "_tm_features", "").split(",")
+    return f"+{feature}" in getattr(codegen, "_tm_features", "").split(",")
 
 
 def _packing(comparison: str) -> Any:
@@ -90,7 +90,7 @@ def _within(first, n, count, values, threshold, places):  # type: ignore[no-unty
     return n
 
 
-if _has_compress():
+if target_has("avx512f"):
     _pack_above, _pack_within = _packing(">"), _packing("<=")
 
     @njit(nogil=True, cache=True)

@@ -83,13 +83,41 @@ def _odd_value(state, key):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _stay(count, state, cost, key, a, b):  # type: ignore[no-untyped-def]
+def _stay_one(count, state, cost, key, a, b):  # type: ignore[no-untyped-def]
     """Costs of all paths, in place, after one more coefficient that takes no bit."""
     for p in range(count):
         odd = _odd_value(np.uint32(state[p] | np.uint32(1)), key)
         flip = np.int32(np.int32(state[p] & np.uint32(1)) - np.int32(1))
         g = np.float32(np.int32(np.int32(odd ^ flip) - flip))
         cost[p] += g * (a * g - b)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _stay_four(count, state, cost, keys, a, b):  # type: ignore[no-untyped-def]
+    """The same after four of them: less than one after another, as all see the same states."""
+    key0, key1, key2, key3 = keys[0], keys[1], keys[2], keys[3]
+    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+    b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
+    for p in range(count):
+        odd = np.uint32(state[p] | np.uint32(1))
+        g0 = np.float32(_odd_value(odd, key0))
+        g1 = np.float32(_odd_value(odd, key1))
+        g2 = np.float32(_odd_value(odd, key2))
+        g3 = np.float32(_odd_value(odd, key3))
+        towards = b0 * g0 + b1 * g1 + b2 * g2 + b3 * g3
+        cost[p] += a0 * g0 * g0 + a1 * g1 * g1 + a2 * g2 * g2 + a3 * g3 * g3
+        cost[p] += -towards if state[p] == odd else towards
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _stay(first, stop, count, state, cost, keys, away, towards):  # type: ignore[no-untyped-def]
+    """Costs of all paths, in place, after the coefficients first … stop − 1, which take no bit."""
+    fours = first + (stop - first) // 4 * 4
+    for i in range(first, fours, 4):
+        own = slice(i, i + 4)
+        _stay_four(count, state, cost, keys[own], away[own], towards[own])
+    for i in range(fours, stop):
+        _stay_one(count, state, cost, keys[i], away[i], towards[i])
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -264,12 +292,14 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
     cost[:count] = 0.0
     stored = 0
     pending = lead
-    for i in range(n):
-        a = (np.float32(0.5) - penalty[i]) * scale[i] * scale[i]
-        b = d[i] * scale[i]
-        if k[i] == 0:
-            _stay(count, state, cost, keys[i], a, b)
-            continue
+    away = (np.float32(0.5) - penalty) * scale * scale
+    towards = d * scale
+    parting: I64 = np.flatnonzero(k)
+    done = 0
+    for i in parting:
+        _stay(done, i, count, state, cost, keys, away, towards)
+        done = i + 1
+        key, a, b = keys[i], away[i], towards[i]
         if pending + k[i] > 32:
             kept_state[stored, :count] = state[:count]
             kept_origin[stored, :count] = origin[:count]
@@ -284,14 +314,14 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
         pending += k[i]
         total = count * branches
         if k[i] == 1 and total > survivors:
-            _part(count, state, cost, child_cost, keys[i], a, b)
+            _part(count, state, cost, child_cost, key, a, b)
             threshold = _threshold(count, survivors, cost, child_cost, histogram)
             count = _replace(count, most, state, origin, cost, child_cost, threshold, holes, extras)
             continue
         for pair in range(branches // 2):
             zero = child_cost[2 * pair * count : (2 * pair + 1) * count]
             one = child_cost[(2 * pair + 1) * count : (2 * pair + 2) * count]
-            _advance(count, state, cost, zero, one, pair, keys[i], a, b)
+            _advance(count, state, cost, zero, one, pair, key, a, b)
         threshold = np.float32(np.inf)
         if total > survivors:
             half = total // 2
@@ -317,6 +347,7 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
         state, new_state = new_state, state
         origin, new_origin = new_origin, origin
         cost, new_cost = new_cost, cost
+    _stay(done, n, count, state, cost, keys, away, towards)
     best: int = 0
     for p in range(count):
         if cost[p] < cost[best]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,14 @@ from conftest import load_picture
 from PIL import Image
 from torch import Tensor
 
-from diffcodec import exact, int8, packed
+from diffcodec import exact
+from diffcodec.convolution import BORDER, I16, I32
 from diffcodec.errors import ModelError
 from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.quantize import quantize
 from diffcodec.schedule import Schedule
+from diffcodec.simd import target_has
 
 TIMES = [400, 60, 5, 1]
 CONFIG = NetworkConfig(channels=(16, 16, 16), blocks=(1, 1, 1), embedding=32)
@@ -113,10 +114,9 @@ def test_activations_keep_their_range(
     seen: set[str] = set()
     original = ExactNetwork._conv
 
-    def watched(self: ExactNetwork, a: Tensor, name: str) -> Tensor:
+    def watched(self: ExactNetwork, a: I16, name: str) -> I32:
         seen.add(name)
         low = -ACTIVATION_MAX if name in exact.SIGNED else -exact.LEAKY_MAX
-        assert torch.equal(a, a.round()), name
         assert low <= int(a.min()) <= int(a.max()) <= ACTIVATION_MAX, name
         return original(self, a, name)
 
@@ -163,78 +163,16 @@ def test_equals_a_float64_reference(
     network = ExactNetwork(pair[1], CONFIG.blocks)
     ordinary = [network(state(t, 11), t) for t in TIMES]
 
-    def in_float64(_self: ExactNetwork, a: Tensor, name: str) -> Tensor:
-        weight = network.weights[name].double()
-        return F.conv2d(a.double(), weight, padding=weight.shape[-1] // 2).float()
+    def in_float64(_self: ExactNetwork, a: I16, name: str) -> I32:
+        weight = torch.from_numpy(network.weights[name]).double()
+        inset = BORDER - weight.shape[-1] // 2
+        inside = a[inset : a.shape[0] - inset, inset : a.shape[1] - inset]
+        found = F.conv2d(torch.from_numpy(inside).permute(2, 0, 1)[None].double(), weight)
+        return found[0].permute(1, 2, 0).to(torch.int32).contiguous().numpy()
 
     monkeypatch.setattr(ExactNetwork, "_conv", in_float64)
     for t, found in zip(TIMES, ordinary, strict=True):
         assert same(network(state(t, 11), t), found)
-
-
-@pytest.mark.skipif(not packed.is_usable(), reason="this torch does not pack weights")
-def test_weights_are_packed_anew_for_other_sizes() -> None:
-    """In the order for another size the sums are the same, but take several times as long."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randint(-99, 100, (16, 8, 3, 3), generator=generator).float()
-    conv = packed.PackedConv2d(weight)
-    for size in [4, 5, 6, 7, 8, 9, 4, 33]:
-        a = torch.randint(-2047, 2048, (1, 8, size, size + 1), generator=generator).float()
-        assert torch.equal(conv(a), F.conv2d(a, weight, padding=1))
-    kept = conv._packed.cache_info()
-    assert kept.misses == 7 and kept.currsize == packed.ORDERS  # 33: too large to be packed
-
-
-@pytest.fixture(scope="module")
-def small_weights() -> dict[str, Tensor]:
-    """Integers whose residual blocks have weights of 8 bits."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (16, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    network = random_network(3)
-    return quantize(network, Schedule(), TIMES, images, generator, int8.WEIGHT_MAX)
-
-
-@pytest.mark.parametrize("t", TIMES)
-def test_8_bit_convolutions_give_the_same_integers(
-    small_weights: dict[str, Tensor], t: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not int8.is_exact_here():
-        pytest.skip("this machine has no exact 8-bit convolutions")
-    network = ExactNetwork(small_weights, CONFIG.blocks)
-    assert len(network._int8) == 10
-    states = [state(t, 5, size=40), (9 * state(t, 6, size=40)).clamp(-(1 << 20), 1 << 20)]
-    monkeypatch.setattr(exact, "INT8_PIXELS", 1 << 30)
-    expected = [network(x, t) for x in states]
-    monkeypatch.setattr(exact, "INT8_PIXELS", 1)
-    used = []
-    original = int8.Int8Conv2d.__call__
-    monkeypatch.setattr(
-        int8.Int8Conv2d, "__call__", lambda *args: (used.append(1), original(*args))[1]
-    )
-    for x, found in zip(states, expected, strict=True):
-        assert same(network(x, t), found)
-    assert len(used) == 2 * 10
-
-
-def test_8_bit_convolutions_are_left_where_they_are_not_exact(
-    small_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Saturating sums are noticed, and then the float32 path is taken."""
-    network = ExactNetwork(small_weights, CONFIG.blocks)
-    expected = network(state(60, 5, size=40), 60)
-    original = int8.Int8Conv2d._plane
-    monkeypatch.setattr(
-        int8.Int8Conv2d,
-        "_plane",
-        lambda *args: np.clip(original(*args), -(1 << 15), 1 << 15).astype(np.float32),
-    )
-    monkeypatch.setattr(exact, "INT8_PIXELS", 1)
-    int8.is_exact_here.cache_clear()
-    try:
-        assert not int8.is_exact_here()
-        assert same(network(state(60, 5, size=40), 60), expected)
-    finally:
-        int8.is_exact_here.cache_clear()
 
 
 def test_a_tile_with_its_halo_equals_the_whole(
@@ -252,7 +190,7 @@ def test_a_tile_with_its_halo_equals_the_whole(
 def test_files_decode_the_same_under_all_configurations(size: int, tmp_path: Path) -> None:
     """Threads, instruction sets, oneDNN off, denormals, a float64 reference, batches, tiles.
 
-    The larger picture takes 8-bit convolutions where there are any.
+    The larger picture's convolutions are those of several threads.
     """
     root = Path(__file__).parents[1]
     Image.fromarray(load_picture("budgerigar.png")[60 : 60 + size, 120 : 120 + size]).save(
@@ -263,5 +201,5 @@ def test_files_decode_the_same_under_all_configurations(size: int, tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("t = 0: 0 differ") >= 11
+    assert done.stdout.count("t = 0: 0 differ") >= (11 if target_has("avx512bw") else 6)
     assert "\n0 mismatches" in done.stdout

@@ -225,7 +225,7 @@ def test_strips_before_a_damaged_one_are_what_they_were(tiny: Model) -> None:
     pixels = rng.integers(0, 256, (130, 5, 3), dtype=np.uint8)
     content = round_trip(pixels, tiny, plan=SHORT_PLAN)
     strips = api.parse(content, tiny).layers[-3:]
-    broken = changed(content, strips[1].end - 1)
+    broken = changed(content, strips[1].end - 9)  # the last bytes may mean nothing
     left = diffcodec.decode(broken, model=tiny, salvage=True)
     assert not left.exact
     assert left.t == 1

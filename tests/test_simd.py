@@ -34,7 +34,7 @@ places = np.empty(len(values) + simd.LANES, np.int32)
 for function in (simd.places_above, simd.places_within):
     n = function(len(values), values, np.float32(0.3), places)
     print(n, places[:n].tolist())
-print(simd._has_compress())
+print(simd.target_has("avx512f"))
 """
 
 

@@ -39,7 +39,7 @@ SAMPLED = 8
 """Memory is traced for one input of so many: it makes them three times as slow."""
 MEMORY_LIMIT = 3 << 30
 """Of address space beyond what the process has when it begins."""
-COMPILED = ["diffcodec.alpha", "diffcodec.int8", "diffcodec.trellis"]
+COMPILED = ["diffcodec.alpha", "diffcodec.convolution", "diffcodec.pointwise", "diffcodec.trellis"]
 """What --coverage does not watch: numba would not compile these modules."""
 
 Target = Callable[[bytes, Random], None]

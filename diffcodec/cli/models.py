@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--crop", type=click.IntRange(8), default=32, show_default=True)
 @click.option("--subsampled", is_flag=True, help="Calibrate with colours at half resolution, too.")
-@click.option("--int8", is_flag=True, help="Weights of 8 bits: for large pictures, see below.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def quantize(
     model: Path,
@@ -34,24 +33,20 @@ def quantize(
     images: int,
     crop: int,
     subsampled: bool,
-    int8: bool,
     seed: int,
 ) -> None:
     """Give the model folder MODEL its integer network, so that files decode everywhere.
 
     \b
     diffcodec quantize runs/cifar10 --data train_0.webp
-    diffcodec quantize runs/photo --data photos/ --plan 8 --crop 64 --int8
+    diffcodec quantize runs/photo --data photos/ --plan 8 --crop 64
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
     model's: 4 is for small pictures, 8 for photographs. The activations' ranges are calibrated
-    on crops of the pictures.  With --int8 the network is 1.5 times as fast on large pictures and
-    its steps cost 0.2 % more bits.  Files written with the model before cannot be read with
-    it after.
+    on crops of the pictures.  Files written with the model before cannot be read with it after.
     """
     from diffcodec.calibrate import exact_tensors
     from diffcodec.data import CropSampler, load_images, with_subsampled
-    from diffcodec.int8 import WEIGHT_MAX
     from diffcodec.model import Model, read_model, save_exact
 
     if crop % 8:
@@ -63,8 +58,7 @@ def quantize(
     batch = CropSampler(pictures, crop, images, seed)(0)
     if plan is not None:
         trained = Model(replace(trained.config, plan=plan), trained.network.state_dict())
-    limit = {"weight_max": WEIGHT_MAX} if int8 else {}
-    save_exact(model, trained.config, exact_tensors(trained, batch, seed, **limit))
+    save_exact(model, trained.config, exact_tensors(trained, batch, seed))
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 

@@ -1,0 +1,140 @@
+"""Convolutions of 16-bit integers: true sums, whatever the shape and the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from diffcodec import convolution
+from diffcodec.convolution import BORDER, I16, Conv2d, empty_map, over_rows
+from diffcodec.pointwise import accumulate, quantize_into
+
+SIDE = st.integers(1, 13)
+
+
+def random_case(
+    seed: int, height: int, width: int, ins: int, outs: int, size: int
+) -> tuple[I16, I16, I16]:
+    """(values [H, W, in], the same as a map with anything in its surplus, weights)."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-2047, 2048, (height, width, ins)).astype(np.int16)
+    reach = min(32767, (1 << 24) // (2047 * ins * size * size))
+    weight = rng.integers(-reach, reach + 1, (outs, ins, size, size)).astype(np.int16)
+    a = empty_map(height, width, ins)
+    a[BORDER : BORDER + height, BORDER : BORDER + width, :ins] = values
+    return values, a, weight
+
+
+def true_sums(values: I16, weight: I16) -> NDArray[np.int64]:
+    x = torch.from_numpy(values).permute(2, 0, 1)[None].double()
+    found = F.conv2d(x, torch.from_numpy(weight).double(), padding=weight.shape[-1] // 2)
+    return found[0].permute(1, 2, 0).long().numpy()
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 99), SIDE, SIDE, st.integers(1, 40), st.integers(1, 230), st.sampled_from([1, 3])
+)
+def test_sums_are_true(seed: int, height: int, width: int, ins: int, outs: int, size: int) -> None:
+    """Odd numbers of channels and blocks of 1 to 6 vectors of them included."""
+    values, a, weight = random_case(seed, height, width, ins, outs, size)
+    found = Conv2d(weight)(a)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found[:, :width, :outs], true_sums(values, weight))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_sums_are_true_in_float32(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on machines without the instruction."""
+    monkeypatch.setattr(convolution, "MULTIPLY_ADD", "")
+    values, a, weight = random_case(1, 7, 6, 5, 9, size)
+    np.testing.assert_array_equal(Conv2d(weight)(a)[:, :6, :9], true_sums(values, weight))
+
+
+def test_large_maps_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is worked on once, and the parts give what the whole gives."""
+    values, a, weight = random_case(2, 50, 11, 6, 20, 3)
+    monkeypatch.setattr(convolution, "PART", 100)
+    rows: list[tuple[int, int]] = []
+    over_rows(50, 10_000, lambda first, stop: rows.append((first, stop)))
+    assert len(rows) > 1
+    assert sorted(k for first, stop in rows for k in range(first, stop)) == list(range(50))
+    np.testing.assert_array_equal(Conv2d(weight)(a)[:, :11, :20], true_sums(values, weight))
+
+
+@pytest.mark.parametrize("fold", [1, 2, 4])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_quantized_maps(fold: int, kind: type) -> None:
+    """Rounded to even, limited, in the order of places, and nothing is written beside them."""
+    rng = np.random.default_rng(fold)
+    height, width, channels, first = 3, 5, 6, 2
+    x = (1000 * rng.standard_normal((fold * height, fold * width + 2, channels + 1))).astype(kind)
+    mul = (rng.standard_normal(fold**2 * channels) * 2).astype(np.float32)
+    add = (300 * rng.standard_normal(fold**2 * channels)).astype(np.float32)
+    a = empty_map(height, width, first + len(mul))
+    quantize_into(a, first, x, (height, width), mul, add, (-512, 2047), 0.25, fold)
+    used = x[:, : fold * width, :channels].astype(np.float32)
+    places = used.reshape(height, fold, width, fold, channels).transpose(0, 2, 1, 3, 4)
+    v = places.reshape(height, width, -1) * mul + add
+    expected = np.clip(np.rint(np.where(v > 0, v, v * np.float32(0.25))), -512, 2047)
+    inside = np.s_[BORDER : BORDER + height, BORDER : BORDER + width, first:]
+    np.testing.assert_array_equal(a[inside], expected)
+    assert {-512, 2047} <= set(a[inside].ravel().tolist())
+    a[inside] = 0
+    assert not a.any()
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_accumulated_steps(fold: int) -> None:
+    rng = np.random.default_rng(fold)
+    height, width, channels = 3, 5, 6
+    r = rng.integers(-900, 900, (fold * height, fold * width, channels)).astype(np.float32)
+    sums = rng.integers(-9999, 9999, (height, width + 3, fold**2 * channels + 2)).astype(np.int32)
+    mul = rng.standard_normal(fold**2 * channels).astype(np.float32)
+    add = rng.standard_normal(fold**2 * channels).astype(np.float32)
+    step = np.rint(sums[:, :width, : len(mul)].astype(np.float32) * mul + add)
+    step = step.reshape(height, width, fold, fold, channels).transpose(0, 2, 1, 3, 4)
+    expected = np.clip(r + step.reshape(r.shape), -5000, 5000)
+    accumulate(r, sums, mul, add, 5000, fold)
+    np.testing.assert_array_equal(r, expected)
+    assert abs(r).max() == 5000
+
+
+PROGRAM = """
+import hashlib
+import numpy as np
+from diffcodec import convolution
+rng = np.random.default_rng(0)
+a = convolution.empty_map(9, 7, 30)
+a[1:10, 1:8] = rng.integers(-2047, 2048, (9, 7, 30))
+weight = rng.integers(-30, 31, (200, 30, 3, 3)).astype(np.int16)
+sums = convolution.Conv2d(weight)(a)[:, :7, :200]
+print(convolution.MULTIPLY_ADD, hashlib.sha256(np.ascontiguousarray(sums).tobytes()).hexdigest())
+"""
+
+
+def output_with(**own: str) -> list[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")} | own
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, check=True, capture_output=True, text=True
+    )
+    return run.stdout.split()
+
+
+def test_all_machines_find_the_same_sums() -> None:
+    here = output_with()
+    if len(here) == 1:
+        pytest.skip("this machine does not have the instruction")
+    plain = output_with(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="")
+    avx2 = output_with(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
+    assert avx2[0] == "llvm.x86.avx2.pmadd.wd"
+    assert plain == [here[1]] == [avx2[1]]
