@@ -102,10 +102,11 @@ EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 """Effort 1…9."""
 
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
-    6: Search(24576, 2),
-    7: Search(24576, 4),
-    8: Search(32768, 8),
-    9: Search(49152, 16),
+    5: Search(20480),
+    6: Search(49152, 2),
+    7: Search(49152, 4),
+    8: Search(65536, 8),
+    9: Search(98304, 16),
 }
 """The same of a small picture: its files differ enough for one of several to be worth choosing."""
 
