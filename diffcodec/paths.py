@@ -2,7 +2,9 @@
 
 A compiler's vectors take twice as long here: it does not find the instructions that add up bytes
 and that pack the chosen lanes of a vector.  They are named where the machine has them (AVX-512 or
-AVX2) and written out elsewhere, with the same result but for roundings of costs.
+AVX2) and written out elsewhere, with the same result; no rounding is left to the compiler, so
+that senders agree as well (all but processors that cannot fuse a product with a sum, x86 before
+2013).
 
 Paths are three arrays: states (uint32), origins (int32: the place of an ancestor, which goes
 with a path) and costs (float32).  Behind the last path stand LANES more that cost HOPELESS, so
@@ -32,7 +34,6 @@ HOPELESS = 1e30
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
 _BYTES, _SHORTS = ir.VectorType(ir.IntType(8), 4 * LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
-_FAST = ("fast",)
 _tools: Any = cgutils  # which has no types
 
 
@@ -85,6 +86,13 @@ def _byte_sums(builder: Any, words: Any) -> Any:
     return builder.add(builder.and_(pairs, _all(0xFFFF)), builder.lshr(pairs, _all(16)))
 
 
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once wherever processors can, which is nearly everywhere."""
+    if target_has("fma") or target_has("neon"):
+        return _call(builder, "llvm.fma.v16f32", _FLOATS, a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
+
+
 def _folded(builder: Any, words: Any) -> Any:
     """The first line of noise.mix: that of a ^ b is that of a ^ that of b."""
     return builder.xor(words, builder.lshr(words, _all(16)))
@@ -128,13 +136,12 @@ def _stay_lanes(typing_context, paths, p, keys, away, towards):  # type: ignore[
         own = zip(splats(2, _INTS), splats(3, _FLOATS), splats(4, _FLOATS), strict=True)
         for key, a, b in own:
             g = _values(builder, odd, key)
-            square = builder.fmul(builder.fmul(a, g, flags=_FAST), g, flags=_FAST)
-            costs = builder.fadd(costs, square, flags=_FAST)
-            sums = builder.fadd(sums, builder.fmul(b, g, flags=_FAST), flags=_FAST)
+            costs = _fused(builder, builder.fmul(a, g), g, costs)
+            sums = _fused(builder, b, g, sums)
         # The last bit becomes the sign: 1 stands for g itself, which lessens the cost by b g.
         signs = builder.shl(states, _all(31))
         sums = builder.bitcast(builder.xor(builder.bitcast(sums, _INTS), signs), _FLOATS)
-        builder.store(builder.fadd(costs, sums, flags=_FAST), here, align=4)
+        builder.store(builder.fadd(costs, sums), here, align=4)
         return context.get_dummy_value()
 
     return types.void(paths, types.int64, keys, away, towards), generate
@@ -223,8 +230,7 @@ def _pack_half(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any],
 def _branch_lanes(typing_context, paths, p, k, bits, key, away, towards, threshold, to, n):  # type: ignore[no-untyped-def]
     """:func:`branch` of the paths p … p + LANES − 1, whose children go to place n: the next place.
 
-    bits: the last ones of the children with a 1; key: folded.  No rounding is left to the
-    compiler: a cost found for a sample of the paths is found again here.
+    bits: the last ones of the children with a 1; key: folded.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]

@@ -59,7 +59,7 @@ def decode(bits: NDArray[np.uint8], ends: I64, keys: U32, initial: int) -> I64:
     return sign * byte_sum(mix((state | np.uint32(1)) ^ keys))
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def _not_above(values, limit):  # type: ignore[no-untyped-def]
     """How many of the values do not exceed the limit."""
     number = np.int32(0)
@@ -68,7 +68,7 @@ def _not_above(values, limit):  # type: ignore[no-untyped-def]
     return number
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def _threshold(values, wanted):  # type: ignore[no-untyped-def]
     """Cost that hardly more than ``wanted`` of the values, but at least one, do not exceed.
 
@@ -120,7 +120,7 @@ def _empty_paths(room):  # type: ignore[no-untyped-def]
     return np.empty(room, np.uint32), np.zeros(room, np.int32), np.empty(room, np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
     """Make the twins of the cheapest path hopeless, and its cost 0: only differences count.
 
@@ -137,7 +137,7 @@ def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
         cost[p] += np.float32(1e6) if twin else -lowest
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True)
 def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignore[no-untyped-def]
     """The sender: M-algorithm search for the stream that best conveys ``d``.
 
