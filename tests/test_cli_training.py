@@ -13,7 +13,7 @@ from diffcodec.cli import main
 from diffcodec.ddpm.store import read_process
 from diffcodec.ddpm.unet import CONFIGS, UNetConfig
 from diffcodec.model import read_config
-from diffcodec.train.settings import TrainConfig
+from diffcodec.train.settings import TrainConfig, fast_precision
 
 SHAPE = UNetConfig(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.0)
 
@@ -46,8 +46,9 @@ def test_the_papers_networks_are_trained_as_in_the_paper(name: str) -> None:
 
 
 def test_the_codecs_network_is_the_default() -> None:
-    assert settings() == TrainConfig()
-    assert settings("--network", "codec", "--objective", "coding") == TrainConfig()
+    default = TrainConfig(precision=fast_precision("cpu"))
+    assert settings() == default
+    assert settings("--network", "codec", "--objective", "coding") == default
 
 
 def test_what_is_given_overrides_the_papers_settings() -> None:
@@ -123,3 +124,13 @@ def test_errors_of_a_run_are_one_line(base: list[object], tmp_path: Path) -> Non
         assert part in result.output.splitlines()[-1]
         assert "Traceback" not in result.output
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("features", [(), ("avx512vnni",), ("avx512bf16",), ("bf16", "neon")])
+def test_bfloat16_is_for_machines_that_have_instructions_for_it(
+    features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffcodec.train.settings.target_has", features.__contains__)
+    expected = "bf16" if {"avx512bf16", "bf16"} & {*features} else "float32"
+    assert settings().precision == expected
+    assert settings("--precision", "bf16").precision == "bf16"

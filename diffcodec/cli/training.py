@@ -83,7 +83,11 @@ CODEC = "codec"
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
 @click.option("--holdout", type=click.IntRange(0), help="Pictures kept out  [default: 512].")
-@click.option("--precision", type=click.Choice(["bf16", "float32"]), help="[default: bf16]")
+@click.option(
+    "--precision",
+    type=click.Choice(["bf16", "float32"]),
+    help="[default: bf16 on a machine that has instructions for it].",
+)
 @click.option("--name", default="model", show_default=True, help="The model's name.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a batch in turn.")
@@ -136,9 +140,11 @@ def train(
 
     from diffcodec.train import train as run
     from diffcodec.train.distributed import join
-    from diffcodec.train.settings import TrainConfig
+    from diffcodec.train.settings import TrainConfig, fast_precision
     from diffcodec.train.stream import expand
 
+    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
+        raise click.UsageError(f"--device {device}: not available on this machine")
     given = {k: v for k, v in settings.items() if v is not None}
     lengthen = given.pop("steps", None) if resume else None
     if reductions:
@@ -148,6 +154,7 @@ def train(
     shaped = network or classes or channels or blocks
     if resume and (given or shaped or init):
         raise click.UsageError("--resume takes its settings from the run; give none but --steps")
+    given.setdefault("precision", fast_precision(device))
     begin = None
     if init and (channels or blocks or network or classes):
         raise click.UsageError(
@@ -165,8 +172,6 @@ def train(
         raise click.UsageError(
             "--reductions and --subsampled: only of pictures in memory; leave out --workers"
         )
-    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
-        raise click.UsageError(f"--device {device}: not available on this machine")
     report: Callable[[str], None] = click.echo
     chosen = json.dumps(config.to_dict())
     if dry_run:

@@ -5,17 +5,32 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from diffcodec.ddpm.objectives import Objective
 from diffcodec.ddpm.process import Prediction, Variance
 from diffcodec.ddpm.unet import CONFIGS, UNetConfig
 from diffcodec.model import UNET
 from diffcodec.network import SIZE_MULTIPLE, NetworkConfig
 from diffcodec.schedule import Schedule
+from diffcodec.simd import target_has
 
 PAPER_SCHEDULE = Schedule(beta_start=1e-4)
 """T = 1000, β linear from 1e-4 to 0.02: what the paper's networks are trained with."""
 
 Precision = Literal["bf16", "float32"]
+BF16_INSTRUCTIONS = ("avx512bf16", "amx-bf16", "bf16")
+"""What LLVM calls those of x86-64 and, last, of ARM."""
+
+
+def fast_precision(device: str) -> Precision:
+    """The faster one on this machine: bfloat16 that has to be emulated is slower than float32.
+
+    device: "cpu" or "cuda", which is there.
+    """
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16" if any(map(target_has, BF16_INSTRUCTIONS)) else "float32"
 
 
 @dataclass(frozen=True)
