@@ -64,10 +64,10 @@ SMALL_RATES = (0.1, 0.15, 0.25, 0.5, 0.75, 1.25, 2.0, 3.0, 5.0, 8.0)
 PHOTO_RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 PARTS = (
     Part("small", "cifar10", "cifar10", 5, 200, SMALL_RATES, ideal=32),
-    Part("photos", "kodak", "photo", 3, 24, PHOTO_RATES),
+    Part("photos", "kodak", "photo", 4, 24, PHOTO_RATES),
     Part("small-other-model", "cifar10", "photo", 5, 16, (), peers=False),
-    Part("photos-other-model", "kodak", "cifar10", 3, 2, (), peers=False),
-    Part("budgerigar", "budgerigar", "photo", 3, 1, (), peers=False),
+    Part("photos-other-model", "kodak", "cifar10", 4, 2, (), peers=False),
+    Part("budgerigar", "budgerigar", "photo", 4, 1, (), peers=False),
     Part("budgerigar-other-model", "budgerigar", "cifar10", 4, 1, (), peers=False),
 )
 QUICK = {"small": 8, "photos": 1, "small-other-model": 4}
