@@ -5,16 +5,23 @@ variance.  Ridge regression on the features that ε̂ was made from tells which 
 the next ε̂ will have as well: the network's last layer is fitted to the picture, without a bit
 of side information, because the receiver knows y as well as the sender.
 
+Pictures can differ from those the network knows by a filter: sharpened, scanned or scaled some
+other way.  The features of a cell's neighbours tell what such a filter does, those of the cell
+itself hardly do.
+
 Sums are of integers below 2**53 and so exact in any order; the equations are solved by
 elementwise float64 operations in a fixed order, and the solution is rounded to integers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from diffcodec.exact import CONSTANT, WEIGHT_UNIT, Correction
+from diffcodec.exact import CONSTANT, OWN, WEIGHT_UNIT, Correction
 from diffcodec.parallel import thread_map
 
 F64 = NDArray[np.float64]
@@ -23,11 +30,6 @@ I16 = NDArray[np.int16]
 CELL = 2
 """Side of the square of pixels that one column of features stands for."""
 OUTPUTS = 3 * CELL * CELL
-MOST_CELLS = 1 << 18
-STRIDES = (1, 2, 4)
-"""In larger pictures only every second or fourth row and column of cells is learnt from."""
-RIDGE = 1e4
-"""How much evidence it takes, relative to the mean square of a feature."""
 BAND = 32
 """Rows of cells that are summed over at a time."""
 NOISE_UNIT = 8
@@ -35,34 +37,72 @@ NOISE_MAX = (1 << 15) - 1
 WEIGHT_MAX = 1 << 20
 
 
-def stride_for(height: int, width: int) -> int:
-    """Of the cells that are learnt from, along each side."""
-    cells = (height // CELL) * (width // CELL)
-    fitting = (n for n in STRIDES if cells <= MOST_CELLS * n * n)
-    return next(fitting, STRIDES[-1])
+@dataclass(frozen=True)
+class Rule:
+    """How a plan's adaptation learns.
+
+    cells: rows and columns from a cell to those whose features tell of its error, itself first;
+    learns_from, corrects_from: highest timesteps a of steps a → b that are learnt from, and of
+    evaluations that are corrected; ridge: how much evidence it takes, relative to the mean square
+    of a feature, for the cell's own features and for those of others; most_cells: of a picture
+    with more only those in every second, fourth … row and column are learnt from, as ``strides``
+    has it.
+    """
+
+    cells: tuple[tuple[int, int], ...]
+    learns_from: int
+    corrects_from: int
+    ridge: tuple[float, float]
+    most_cells: int
+    strides: tuple[int, ...]
+
+    def stride(self, height: int, width: int) -> int:
+        """Of the cells that are learnt from, along each side of a picture of this size."""
+        cells = (height // CELL) * (width // CELL)
+        fitting = (n for n in self.strides if cells <= self.most_cells * n * n)
+        return next(fitting, self.strides[-1])
+
+
+RULES = {
+    1: Rule(OWN, 1000, 1000, (1e4, 1e4), 1 << 18, (1, 2, 4)),
+    # While the noise is high the network errs in other ways at every step, and what one step
+    # teaches does harm at the next.
+    2: Rule((*OWN, (-1, 0), (1, 0), (0, -1), (0, 1)), 180, 70, (7e3, 3e4), 1 << 17, (1, 2, 4, 8)),
+}
+"""The rules of adaptive plans, part of the format."""
 
 
 class Adaptation:
     """State of the regression for a picture of height × width pixels.
 
-    features: how many the network has;
-    weights: float64 [features + 1, OUTPUTS] of integers in 2**-24 per unit of a feature; ε̂ less
+    features: how many the network has of a cell, ``told`` those of all of a rule's cells;
+    weights: float64 [told + 1, OUTPUTS] of integers in 2**-24 per unit of a feature; ε̂ less
     what they make of the features is the corrected one.
     """
 
-    def __init__(self, features: int, height: int, width: int) -> None:
-        self.stride = stride_for(height, width)
+    def __init__(self, features: int, height: int, width: int, rule: Rule) -> None:
+        self.rule, self.stride = rule, rule.stride(height, width)
+        told = features * len(rule.cells)
         step = CELL * self.stride
         # Cells wholly inside the picture, whose sides need not be even.
         self.rows = -(-(height // CELL) * CELL // step)
         self.columns = -(-(width // CELL) * CELL // step)
-        self.weights: F64 = np.zeros((features + 1, OUTPUTS))
-        self._gram: F64 = np.zeros((features + 1, features + 1))
-        self._target: F64 = np.zeros((features + 1, OUTPUTS))
+        self.weights: F64 = np.zeros((told + 1, OUTPUTS))
+        self._gram: F64 = np.zeros((told + 1, told + 1))
+        self._target: F64 = np.zeros((told + 1, OUTPUTS))
+        own, others = rule.ridge
+        self._ridge: F64 = np.full(told + 1, others)
+        self._ridge[:features] = self._ridge[told] = own
 
-    def correction(self, times: int = 1) -> Correction:
-        """For the network, of which the features are wanted as well."""
-        return Correction(self.weights * times, CELL * self.stride)
+    def learns(self, a: int) -> bool:
+        """Whether a step from timestep ``a`` is learnt from."""
+        return a <= self.rule.learns_from
+
+    def correction(self, t: int, times: int = 1) -> Correction | None:
+        """For the network at timestep ``t``, of which the features are wanted as well."""
+        if not self.learns(t):
+            return None
+        return Correction(self.weights * times, CELL * self.stride, self.rule.cells)
 
     def empty(self) -> I16:
         """To be filled in by :meth:`look`: [OUTPUTS, rows, columns]."""
@@ -83,26 +123,28 @@ class Adaptation:
             own = seen[number, first : first + part.shape[0]]
             own[:] = part[: len(own), : self.columns]
 
-    def learn(self, features: I16, seen: I16, gain: float) -> None:
-        """From a step: features int16 [features, ≥ rows, ≥ columns], what :meth:`look` kept, and
-        g of the step."""
+    def learn(self, b: int, features: I16, seen: I16, gain: float) -> None:
+        """From a step to timestep ``b``: features int16 [told, ≥ rows, ≥ columns], what
+        :meth:`look` kept, and g of the step."""
 
-        def sums(number: int) -> F64:
+        def sums(number: int) -> tuple[F64, F64]:
             rows = slice(number * BAND, min((number + 1) * BAND, self.rows))
             part = features[:, rows, : self.columns].reshape(len(features), -1)
             phi = np.concatenate([part, np.full_like(part[:1], CONSTANT)]).astype(np.float64)
-            psi = seen[:, rows].reshape(OUTPUTS, -1)
-            return phi @ np.concatenate([phi, psi]).T
+            psi = seen[:, rows].reshape(OUTPUTS, -1).astype(np.float64)
+            return phi @ phi.T, phi @ psi.T  # the first is symmetric, half the work
 
-        found = np.sum(thread_map(sums, -(-self.rows // BAND)), axis=0)
-        products, crossed = np.split(found, [len(features) + 1], axis=1)
+        found = thread_map(sums, -(-self.rows // BAND))
+        products, crossed = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
         own = products * (gain * gain)
         target = crossed * (gain / (1 << NOISE_UNIT))
         for j, row in enumerate(self.weights / (1 << WEIGHT_UNIT)):  # y is of the corrected ε̂
             target += own[:, j, None] * row
         self._gram = self._gram / 2 + own
         self._target = self._target / 2 + target
-        ridge = np.diag(products) * (RIDGE / (self.rows * self.columns)) + 1.0
+        if b > self.rule.corrects_from:
+            return
+        ridge = np.diag(products) * (self._ridge / (self.rows * self.columns)) + 1.0
         solved = solve(self._gram + np.diag(ridge), self._target)
         rounded = np.rint(solved * (1 << WEIGHT_UNIT))
         self.weights = rounded.clip(-WEIGHT_MAX, WEIGHT_MAX)
@@ -114,12 +156,24 @@ def solve(matrix: F64, right: F64) -> F64:
     Gaussian elimination in an order that is part of the format: every operation is elementwise.
     """
     a, x = matrix.copy(), right.copy()
-    n = len(a)
-    for j in range(n):
-        factor = a[j + 1 :, j, None] / a[j, j]
-        a[j + 1 :, j + 1 :] -= factor * a[j, j + 1 :]
-        x[j + 1 :] -= factor * x[j]
-    for j in reversed(range(n)):
-        x[j] /= a[j, j]
-        x[:j] -= a[:j, j, None] * x[j]
+    _solve(a, x)
     return x
+
+
+@njit(nogil=True, cache=True)
+def _solve(a: F64, x: F64) -> None:
+    """In place; numba fuses no product with a sum unless it is told to."""
+    n, outputs = x.shape
+    for j in range(n):
+        for i in range(j + 1, n):
+            factor = a[i, j] / a[j, j]
+            for k in range(j + 1, n):
+                a[i, k] -= factor * a[j, k]
+            for m in range(outputs):
+                x[i, m] -= factor * x[j, m]
+    for j in range(n - 1, -1, -1):
+        for m in range(outputs):
+            x[j, m] /= a[j, j]
+        for i in range(j):
+            for m in range(outputs):
+                x[i, m] -= a[i, j] * x[j, m]

@@ -37,6 +37,8 @@ CATALOGUE: dict[int, Entry] = {
     10: Entry("photo", bytes.fromhex("fbfe52"), 9),
     11: Entry("cifar10", bytes.fromhex("bffe67"), 12),
     12: Entry("cifar10", bytes.fromhex("bffe67"), 5),
+    13: Entry("photo", bytes.fromhex("fbfe52"), 14),
+    14: Entry("photo", bytes.fromhex("fbfe52"), 15),
 }
 
 

@@ -58,6 +58,8 @@ FOLDED = {("to1", 0): 2, ("to2", 0): 2, ("from2", 1): 2, ("from1", 1): 2, ("coef
 """Inputs (0) and outputs (1) of convolutions where so many places squared are one place."""
 
 
+OWN = ((0, 0),)
+"""The cell itself, by the rows and columns from it."""
 NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 """In place of an output that nobody asked for."""
 
@@ -68,8 +70,8 @@ class Integers(NamedTuple):
     An exact network has no coef_index at t = 1, and neither scale_index nor coefs elsewhere.
     eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
     1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
-    [3, H, W], G→R, G→B, R→B in 1/64; features: int16 [features, H/pitch, W/pitch] if a
-    :class:`Correction` asks for them.
+    [3, H, W], G→R, G→B, R→B in 1/64; features: int16, as :meth:`Correction.wanted` has them, if
+    there is one.
     """
 
     eps: Tensor
@@ -83,27 +85,51 @@ class Integers(NamedTuple):
 class Correction:
     """What an adaptation subtracts from ε̂, and what it asks for.
 
-    The features are the channels at half the picture's size that ε̂ is made from.
-    weights: float64 [features + 1, 12] of integers in 2**-24, the last for CONSTANT;
-    pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8).
+    The features are the channels at half the picture's size that ε̂ is made from, of a cell (a
+    place there) and of its neighbours, where ``cells`` says how many rows and columns away.
+    Beyond an edge the cell at the edge stands in.
+    weights: float64 [len(cells) · features + 1, 12] of integers in 2**-24, the last for CONSTANT;
+    pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8, 16).
     """
 
     weights: NDArray[np.float64]
     pitch: int
+    cells: tuple[tuple[int, int], ...] = OWN
 
     def apply(self, eps: Tensor, features: Tensor) -> Tensor:
         """eps int32 [3, H, W] less what the weights make of features float [features, H/2, W/2].
 
         Exact: all sums are of integers below 2**53.
         """
-        weights = torch.from_numpy(self.weights)
-        parts = features.flatten(1).split(CHUNK, dim=1)
-        sums = torch.cat([weights[:-1].T @ part.double() for part in parts], dim=1)
-        sums += weights[-1, :, None] * CONSTANT
-        cells = sums.reshape(1, -1, *features.shape[1:])
+        if not self.weights.any():
+            return eps
+        *own, constant = torch.from_numpy(self.weights).split(len(features))
+        sums = (constant[0, :, None, None] * CONSTANT).expand(-1, *features.shape[1:])
+        for weights, offset in zip(own, self.cells, strict=True):
+            parts = features.flatten(1).split(CHUNK, dim=1)
+            made = torch.cat([weights.T @ part.double() for part in parts], dim=1)
+            sums = sums + _moved(made.reshape(sums.shape), offset)
         shift = WEIGHT_UNIT - EPS_UNIT
-        delta = ((F.pixel_shuffle(cells, 2)[0] + (1 << (shift - 1))) / (1 << shift)).floor()
+        delta = ((F.pixel_shuffle(sums[None], 2)[0] + (1 << (shift - 1))) / (1 << shift)).floor()
         return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
+
+    def wanted(self, features: Tensor) -> Tensor:
+        """int16 [len(cells) · features, H/pitch, W/pitch] of features float [features, H/2, W/2],
+        those of each neighbour behind the cell's own."""
+        every, whole = self.pitch // 2, features.to(torch.int16)
+        return torch.cat([_moved(whole, offset)[:, ::every, ::every] for offset in self.cells])
+
+
+def _moved(x: Tensor, offset: tuple[int, int]) -> Tensor:
+    """What is so many rows and columns away from every place of x [channels, H, W]."""
+    for dim, away in enumerate(offset, 1):
+        if away:
+            size = x.shape[dim]
+            inside = x.narrow(dim, max(away, 0), size - abs(away))
+            edge = x.narrow(dim, size - 1 if away > 0 else 0, 1).repeat_interleave(abs(away), dim)
+            parts = [inside, edge] if away > 0 else [edge, inside]
+            x = torch.cat(parts, dim)
+    return x
 
 
 def round_outputs(
@@ -250,10 +276,8 @@ class ExactNetwork:
             if correction is None:
                 return found
             features = (torch.from_numpy(r0).permute(2, 0, 1) * 2.0**-FEATURE_UNIT).round_()
-            every = correction.pitch // 2
             return found._replace(
-                eps=correction.apply(found.eps, features),
-                features=features[:, ::every, ::every].to(torch.int16),
+                eps=correction.apply(found.eps, features), features=correction.wanted(features)
             )
 
     def _coef_logvar(self, head: I16, r2: F32, row: int) -> Tensor:

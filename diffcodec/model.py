@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from diffcodec.adaptation import Adaptation
+from diffcodec.adaptation import Adaptation, Rule
 from diffcodec.calibrated import CalibratedUNet, plan_at
 from diffcodec.catalogue import CONFIG as CONFIG
 from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
@@ -245,10 +245,10 @@ class Model:
                 "diffcodec quantize"
             )
 
-    def adapted(self, height: int, width: int) -> Model:
+    def adapted(self, height: int, width: int, rule: Rule) -> Model:
         """The same model, to learn about one picture of height × width pixels while coding it."""
         own = copy.copy(self)
-        own.adaptation = Adaptation(self.network.config.channels[0], height, width)
+        own.adaptation = Adaptation(self.network.config.channels[0], height, width, rule)
         return own
 
     def _exact_at(self, t: int) -> ExactNetwork | None:

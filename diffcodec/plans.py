@@ -24,14 +24,15 @@ class Plan:
     x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
     file, so that framing does not outweigh them; every later step is a layer of its own.
     At timesteps up to ``mirrored`` the network is asked of the mirror image, too; with
-    ``adaptive`` it is fitted to a large picture in the course of coding (see adaptation.py).
+    ``adaptive`` it is fitted to a large picture in the course of coding, by the rule of that
+    number (see adaptation.py; 0: not at all).
     """
 
     timesteps: tuple[int, ...]
     eta: int
     grouped: int = 1
     mirrored: int = 0
-    adaptive: bool = False
+    adaptive: int = 0
 
     def __post_init__(self) -> None:
         t = self.timesteps
@@ -83,8 +84,9 @@ PLANS: dict[int, Plan] = {
 }
 # For those who give time for size.
 PLANS |= {n: replace(PLANS[own], mirrored=ALL) for n, own in ((5, 4), (6, 3), (7, 0))}
-PLANS |= {n: replace(PLANS[own], adaptive=True) for n, own in ((8, 3), (9, 6), (10, 0), (11, 7))}
+PLANS |= {n: replace(PLANS[own], adaptive=1) for n, own in ((8, 3), (9, 6), (10, 0), (11, 7))}
 PLANS |= {n: replace(PLANS[own], mirrored=LAST) for n, own in ((12, 4), (13, 0))}
+PLANS |= {n: replace(PLANS[own], adaptive=2) for n, own in ((14, 3), (15, 6), (16, 0), (17, 7))}
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class NetworkOutput:
     """The network's view of x_a, as integers.
 
     eps: [3, H, W] in 2**-14; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉], log2 of the variance of W(ε − ε̂)
-    in 1/8; scale_index, coefs: [3, H, W], for the final layer; features: of an adapted model,
-    [features, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch] of the whole picture, of others nothing.
+    in 1/8; scale_index, coefs: [3, H, W], for the final layer; features: of an adapted model that
+    learns here, [told, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch] of the whole picture, of others nothing.
     """
 
     eps: NDArray[np.int32]
@@ -93,7 +93,7 @@ def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
     if mirrored:
         out = _mirrored(model, x, t)
     else:
-        wanted = model.adaptation.correction() if model.adaptation else None
+        wanted = model.adaptation.correction(t) if model.adaptation else None
         out = model.evaluate(torch.from_numpy(x), t, correction=wanted)
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
@@ -106,7 +106,7 @@ def _mirrored(model: Model, x: I32, t: int) -> Integers:
 
     An adapted model looks at the features of the picture itself and corrects the mean.
     """
-    wanted = model.adaptation.correction(times=2) if model.adaptation else None
+    wanted = model.adaptation.correction(t, times=2) if model.adaptation else None
     one = model.evaluate(torch.from_numpy(x), t, correction=wanted)
     other = model.evaluate(torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1])), t)
     return Integers(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec import channel
+from diffcodec.adaptation import RULES
 from diffcodec.channel import HEAD_BYTES, Received
 from diffcodec.coefficients import bands
 from diffcodec.exact import EPS_UNIT
@@ -62,7 +63,7 @@ class Settings:
     @property
     def adapts(self) -> bool:
         """Whether the network is fitted to the picture; of a small one there is too little."""
-        return self.plan.adaptive and self.height * self.width > SMALL_PIXELS
+        return self.plan.adaptive > 0 and self.height * self.width > SMALL_PIXELS
 
     def key(self, b: int) -> int:
         """Of everything random in the step to timestep b."""
@@ -127,7 +128,8 @@ class Step:
         self._out = out or evaluate(model, x, a, settings.plan.mirrors(a))
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
-        self._seen = model.adaptation.empty() if model.adaptation else None
+        adaptation = model.adaptation
+        self._seen = adaptation.empty() if adaptation and adaptation.learns(a) else None
 
     def copy(self) -> Step:
         """Another try at the same step, from the same x_a."""
@@ -164,7 +166,7 @@ class Step:
         Lets go of the network's outputs before there are those of the next step.
         """
         if self.model.adaptation and complete and self._seen is not None:
-            self.model.adaptation.learn(self._out.features, self._seen, self._gain)
+            self.model.adaptation.learn(self.b, self._out.features, self._seen, self._gain)
         del self._out
         return self.x
 
@@ -344,7 +346,9 @@ def estimated_levels(model: Model, x: I32, t: int, out: NetworkOutput, settings:
 
 def adapted(model: Model, settings: Settings) -> Model:
     """The model with which to code one picture."""
-    return model.adapted(settings.height, settings.width) if settings.adapts else model
+    if not settings.adapts:
+        return model
+    return model.adapted(settings.height, settings.width, RULES[settings.plan.adaptive])
 
 
 class Final:

@@ -58,6 +58,7 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
         "mirrored": (bird[5:26, 3:16], {"plan": PLANS[7]}),
         "mirrored-last": (bird[2:19, 9:30], {"plan": PLANS[13], "seed": 5}),
         "adaptive": (slope[:67, :89].astype(np.uint8), {"plan": PLANS[11], "seed": 3}),
+        "adaptive-around": (slope[:83, :71].astype(np.uint8), {"plan": PLANS[16], "seed": 9}),
         "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
     }
 

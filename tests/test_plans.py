@@ -32,18 +32,35 @@ def test_plans_never_change() -> None:
         5: Plan(small, 130, 6, mirrored=1000),
         6: Plan(photo, 134, 1, mirrored=1000),
         7: Plan(first, 134, 6, mirrored=1000),
-        8: Plan(photo, 134, 1, adaptive=True),
-        9: Plan(photo, 134, 1, mirrored=1000, adaptive=True),
-        10: Plan(first, 134, 6, adaptive=True),
-        11: Plan(first, 134, 6, mirrored=1000, adaptive=True),
+        8: Plan(photo, 134, 1, adaptive=1),
+        9: Plan(photo, 134, 1, mirrored=1000, adaptive=1),
+        10: Plan(first, 134, 6, adaptive=1),
+        11: Plan(first, 134, 6, mirrored=1000, adaptive=1),
         12: Plan(small, 130, 6, mirrored=4),
         13: Plan(first, 134, 6, mirrored=4),
+        14: Plan(photo, 134, 1, adaptive=2),
+        15: Plan(photo, 134, 1, mirrored=1000, adaptive=2),
+        16: Plan(first, 134, 6, adaptive=2),
+        17: Plan(first, 134, 6, mirrored=1000, adaptive=2),
     } == PLANS
 
 
 @pytest.mark.parametrize(
     ("plan", "thorough"),
-    [(0, 7), (1, 1), (2, 2), (3, 6), (4, 5), (5, 5), (8, 9), (9, 9), (10, 11), (12, 5), (13, 7)],
+    [
+        (0, 7),
+        (1, 1),
+        (2, 2),
+        (3, 6),
+        (4, 5),
+        (5, 5),
+        (8, 9),
+        (9, 9),
+        (10, 11),
+        (12, 5),
+        (13, 7),
+        (14, 15),
+    ],
 )
 def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
     plan: int, thorough: int

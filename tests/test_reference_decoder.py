@@ -98,6 +98,7 @@ def test_transparency_and_metadata(  # type: ignore[no-untyped-def]
     [
         *product(sorted(KNOWN), ["colour", "grey", "strips", "alpha", "mirrored"]),
         (6, "adaptive"),
+        (6, "adaptive-around"),
         (6, "mirrored-last"),
     ],
 )

@@ -104,7 +104,7 @@ class Plan:
     eta: int
     grouped: int
     mirrored: int = 0
-    adaptive: bool = False
+    adaptive: int = 0
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -121,8 +121,9 @@ PLANS = {
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 PLANS |= {n: replace(PLANS[same], mirrored=1000) for n, same in ((5, 4), (6, 3), (7, 0))}
-PLANS |= {n: replace(PLANS[same], adaptive=True) for n, same in ((8, 3), (9, 6), (10, 0), (11, 7))}
+PLANS |= {n: replace(PLANS[same], adaptive=1) for n, same in ((8, 3), (9, 6), (10, 0), (11, 7))}
 PLANS |= {n: replace(PLANS[same], mirrored=4) for n, same in ((12, 4), (13, 0))}
+PLANS |= {n: replace(PLANS[same], adaptive=2) for n, same in ((14, 3), (15, 6), (16, 0), (17, 7))}
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
@@ -136,6 +137,8 @@ NUMBERED_MODELS = {
     10: (bytes.fromhex("fbfe52"), 9),
     11: (bytes.fromhex("bffe67"), 12),
     12: (bytes.fromhex("bffe67"), 5),
+    13: (bytes.fromhex("fbfe52"), 14),
+    14: (bytes.fromhex("fbfe52"), 15),
 }
 """Fingerprint and own plan (§8)."""
 
@@ -412,7 +415,7 @@ class Network:
         out = self.at(x, t)
         features = out.features
         if adaptation is not None:
-            out = replace(out, eps=adaptation.corrected(out, 1 + both))
+            out = replace(out, eps=adaptation.corrected(out, t, 1 + both))
         if both:
             other = self.at(x[:, :, ::-1], t)
             pairs = zip(vars(out).items(), vars(other).values(), strict=True)
@@ -504,25 +507,40 @@ SCHEDULE = ("timesteps", "beta_start", "beta_end")
 class Adaptation:
     """§8.4: what the steps of a picture teach of the errors of ε̂."""
 
-    def __init__(self, height: int, width: int) -> None:
-        cells = height // 2, width // 2
-        every = next((p for p in (1, 2, 4) if math.prod(cells) <= p * p << 18), 4)
+    def __init__(self, rule: int, height: int, width: int) -> None:
+        cells, most, strides = (height // 2, width // 2), 1 << 18, [1, 2, 4]
+        self.around, self.learnt_from, self.corrected_from = [(0, 0)], 1000, 1000
+        self.own_ridge = self.other_ridge = 1e4
+        if rule == 2:
+            most, strides = 1 << 17, [1, 2, 4, 8]
+            self.around += [(-1, 0), (1, 0), (0, -1), (0, 1)]
+            self.learnt_from, self.corrected_from = 180, 70
+            self.own_ridge, self.other_ridge = 7e3, 3e4
+        every = next((p for p in strides if math.prod(cells) <= p * p * most), strides[-1])
         self.learnt = np.s_[:, : cells[0] : every, : cells[1] : every]
         self.w: Array | None = None
 
-    def corrected(self, out: Output, times: int) -> Array:
-        if self.w is None:
+    def corrected(self, out: Output, t: int, times: int) -> Array:
+        if self.w is None or t > self.corrected_from:
             return out.eps
         phi = self._phi(out.features)
         sums = (self.w.T @ phi.reshape(len(phi), -1)).reshape(12, *phi.shape[1:])
         return np.clip(out.eps - ((times * shuffle(sums, 2) + 512) >> 10), -(1 << 30), 1 << 30)
 
     def _phi(self, features: Array) -> Array:
-        return np.concatenate([features, np.full_like(features[:1], 128)])
+        _, h, w = features.shape
+        rows, columns = np.arange(h), np.arange(w)
+        parts = [
+            features[:, np.clip(rows + y, 0, h - 1)][:, :, np.clip(columns + x, 0, w - 1)]
+            for y, x in self.around
+        ]
+        return np.concatenate([*parts, np.full_like(features[:1], 128)])
 
-    def learn(self, features: Array, z: Array, g: float) -> None:
-        """z: float64 [3, H, W]."""
-        phi = self._phi(features)[self.learnt]
+    def learn(self, features: Array, z: Array, g: float, a: int, b: int) -> None:
+        """z: float64 [3, H, W]; a, b: timesteps of the step."""
+        if a > self.learnt_from:
+            return
+        own, phi = len(features), self._phi(features)[self.learnt]
         psi = np.clip(np.rint(z * 256), -32767, 32767).astype(np.int64)
         psi = unshuffle(psi[:, : psi.shape[1] // 2 * 2, : psi.shape[2] // 2 * 2], 2)[self.learnt]
         count = math.prod(phi.shape[1:])
@@ -531,13 +549,16 @@ class Adaptation:
             self.w = np.zeros((len(phi), 12), np.int64)
             self.a, self.b = np.zeros((len(phi), len(phi))), np.zeros((len(phi), 12))
         p, q = (phi @ phi.T).astype(np.float64), (phi @ psi.T).astype(np.float64)
-        a, b = p * (g * g), q * (g / 256)
+        more, told = p * (g * g), q * (g / 256)
         for k in range(len(phi)):
-            b += a[:, k : k + 1] * (self.w[k] / (1 << 24))
-        self.a, self.b = self.a / 2 + a, self.b / 2 + b
+            told += more[:, k : k + 1] * (self.w[k] / (1 << 24))
+        self.a, self.b = self.a / 2 + more, self.b / 2 + told
+        if b > self.corrected_from:
+            return
         m, x = self.a.copy(), self.b.copy()
         for k in range(len(phi)):
-            m[k, k] += p[k, k] * (1e4 / count) + 1.0
+            ridge = self.own_ridge if k < own or k == len(phi) - 1 else self.other_ridge
+            m[k, k] += p[k, k] * (ridge / count) + 1.0
         for j in range(len(m)):
             for i in range(j + 1, len(m)):
                 quotient = m[i, j] / m[j, j]
@@ -1076,7 +1097,8 @@ class Reader:
         self.first, self.closed = place, 0
         self.adaptation: Adaptation | None = None
         if header.plan.adaptive and self.has_lengths:
-            self.adaptation = Adaptation(header.height, header.width)
+            rule = header.plan.adaptive
+            self.adaptation = Adaptation(rule, header.height, header.width)
 
     def open(self) -> None:
         """Begin a layer of steps; EndOfFileError if it is absent."""
@@ -1163,7 +1185,7 @@ def receive_step(
     if complete and adaptation is not None:
         schedule = network.schedule
         ratio = math.sqrt(schedule.rest(a)) / math.sqrt(schedule.alphas_cumprod(a))
-        adaptation.learn(out.features, z, reverse.coef_x0 / deviation * ratio)
+        adaptation.learn(out.features, z, reverse.coef_x0 / deviation * ratio, a, b)
     x_b = np.rint((mean + deviation * z) * 65536)
     return x_b.astype(np.int64), complete
 
