@@ -42,14 +42,15 @@ class Rule:
     """How a plan's adaptation learns.
 
     cells: rows and columns from a cell to those whose features tell of its error, itself first;
-    learns_from, corrects_from: highest timesteps a of steps a → b that are learnt from, and of
-    evaluations that are corrected; ridge: how much evidence it takes, relative to the mean square
-    of a feature, for the cell's own features and for those of others; most_cells: of a picture
-    with more only those in every second, fourth … row and column are learnt from, as ``strides``
-    has it.
+    sizes: whether the absolute values of its own do, too; learns_from, corrects_from: highest
+    timesteps a of steps a → b that are learnt from, and of evaluations that are corrected;
+    ridge: how much evidence it takes, relative to the mean square of a feature, for the cell's
+    own features and for all others; most_cells: of a picture with more only those in every
+    second, fourth … row and column are learnt from, as ``strides`` has it.
     """
 
     cells: tuple[tuple[int, int], ...]
+    sizes: bool
     learns_from: int
     corrects_from: int
     ridge: tuple[float, float]
@@ -63,11 +64,13 @@ class Rule:
         return next(fitting, self.strides[-1])
 
 
+AROUND = (*OWN, (-1, 0), (1, 0), (0, -1), (0, 1))
+
 RULES = {
-    1: Rule(OWN, 1000, 1000, (1e4, 1e4), 1 << 18, (1, 2, 4)),
+    1: Rule(OWN, False, 1000, 1000, (1e4, 1e4), 1 << 18, (1, 2, 4)),
     # While the noise is high the network errs in other ways at every step, and what one step
     # teaches does harm at the next.
-    2: Rule((*OWN, (-1, 0), (1, 0), (0, -1), (0, 1)), 180, 70, (7e3, 3e4), 1 << 17, (1, 2, 4, 8)),
+    2: Rule(AROUND, True, 180, 70, (7e3, 3e4), 1 << 17, (1, 2, 4, 8)),
 }
 """The rules of adaptive plans, part of the format."""
 
@@ -75,14 +78,14 @@ RULES = {
 class Adaptation:
     """State of the regression for a picture of height × width pixels.
 
-    features: how many the network has of a cell, ``told`` those of all of a rule's cells;
+    features: how many the network has of a cell, ``told`` how many a rule makes of them;
     weights: float64 [told + 1, OUTPUTS] of integers in 2**-24 per unit of a feature; ε̂ less
     what they make of the features is the corrected one.
     """
 
     def __init__(self, features: int, height: int, width: int, rule: Rule) -> None:
         self.rule, self.stride = rule, rule.stride(height, width)
-        told = features * len(rule.cells)
+        told = features * (len(rule.cells) + rule.sizes)
         step = CELL * self.stride
         # Cells wholly inside the picture, whose sides need not be even.
         self.rows = -(-(height // CELL) * CELL // step)
@@ -102,7 +105,8 @@ class Adaptation:
         """For the network at timestep ``t``, of which the features are wanted as well."""
         if not self.learns(t):
             return None
-        return Correction(self.weights * times, CELL * self.stride, self.rule.cells)
+        rule, pitch = self.rule, CELL * self.stride
+        return Correction(self.weights * times, pitch, rule.cells, rule.sizes)
 
     def empty(self) -> I16:
         """To be filled in by :meth:`look`: [OUTPUTS, rows, columns]."""

@@ -86,15 +86,17 @@ class Correction:
     """What an adaptation subtracts from ε̂, and what it asks for.
 
     The features are the channels at half the picture's size that ε̂ is made from, of a cell (a
-    place there) and of its neighbours, where ``cells`` says how many rows and columns away.
-    Beyond an edge the cell at the edge stands in.
-    weights: float64 [len(cells) · features + 1, 12] of integers in 2**-24, the last for CONSTANT;
+    place there) and of its neighbours, where ``cells`` says how many rows and columns away, then
+    with ``sizes`` the absolute values of the cell's own.  Beyond an edge the cell at the edge
+    stands in.
+    weights: float64 [told + 1, 12] of integers in 2**-24 for the ``told`` features, and CONSTANT;
     pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8, 16).
     """
 
     weights: NDArray[np.float64]
     pitch: int
     cells: tuple[tuple[int, int], ...] = OWN
+    sizes: bool = False
 
     def apply(self, eps: Tensor, features: Tensor) -> Tensor:
         """eps int32 [3, H, W] less what the weights make of features float [features, H/2, W/2].
@@ -105,8 +107,10 @@ class Correction:
             return eps
         *own, constant = torch.from_numpy(self.weights).split(len(features))
         sums = (constant[0, :, None, None] * CONSTANT).expand(-1, *features.shape[1:])
-        for weights, offset in zip(own, self.cells, strict=True):
-            parts = features.flatten(1).split(CHUNK, dim=1)
+        sources = [(features, offset) for offset in self.cells]
+        sources += [(features.abs(), (0, 0))] * self.sizes
+        for weights, (source, offset) in zip(own, sources, strict=True):
+            parts = source.flatten(1).split(CHUNK, dim=1)
             made = torch.cat([weights.T @ part.double() for part in parts], dim=1)
             sums = sums + _moved(made.reshape(sums.shape), offset)
         shift = WEIGHT_UNIT - EPS_UNIT
@@ -114,10 +118,10 @@ class Correction:
         return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
 
     def wanted(self, features: Tensor) -> Tensor:
-        """int16 [len(cells) · features, H/pitch, W/pitch] of features float [features, H/2, W/2],
-        those of each neighbour behind the cell's own."""
+        """int16 [told, H/pitch, W/pitch] of features float [features, H/2, W/2]."""
         every, whole = self.pitch // 2, features.to(torch.int16)
-        return torch.cat([_moved(whole, offset)[:, ::every, ::every] for offset in self.cells])
+        found = [_moved(whole, offset)[:, ::every, ::every] for offset in self.cells]
+        return torch.cat(found + [whole[:, ::every, ::every].abs()] * self.sizes)
 
 
 def _moved(x: Tensor, offset: tuple[int, int]) -> Tensor:

@@ -117,7 +117,7 @@ def test_a_shift_by_a_cell_is_learnt_from_the_neighbours() -> None:
     left = {}
     for number, rule in RULES.items():
         adaptation = Adaptation(6, 256, 256, rule)
-        wanted = Correction(adaptation.weights, 2, rule.cells)
+        wanted = Correction(adaptation.weights, 2, rule.cells, rule.sizes)
         told = wanted.wanted(torch.from_numpy(features).float()).numpy()
         for _ in range(3):
             corrected = moved - corrected_by(adaptation, told)
@@ -140,7 +140,7 @@ def test_the_second_rule_leaves_the_noisiest_steps_alone() -> None:
     adaptation = Adaptation(2, 128, 128, RULES[2])
     assert [t for t in PLANS[14].timesteps if not adaptation.learns(t)] == [680, 450, 290]
     assert adaptation.correction(290) is None
-    told = rng.integers(-300, 300, (10, 64, 64)).astype(np.int16)
+    told = rng.integers(-300, 300, (12, 64, 64)).astype(np.int16)
     seen = np.stack([told[0]] * OUTPUTS)
     adaptation.learn(115, told, seen, 1.0)
     assert not adaptation.weights.any()
@@ -150,34 +150,36 @@ def test_the_second_rule_leaves_the_noisiest_steps_alone() -> None:
     assert wanted is not None and wanted.weights is not adaptation.weights
 
 
-@pytest.mark.parametrize("cells", [OWN, RULES[2].cells, ((0, 0), (2, -1))])
-def test_a_correction_is_what_it_says(cells: tuple[tuple[int, int], ...]) -> None:
+@pytest.mark.parametrize(
+    ("cells", "sizes"), [(OWN, False), (RULES[2].cells, True), (((0, 0), (2, -1)), False)]
+)
+def test_a_correction_is_what_it_says(cells: tuple[tuple[int, int], ...], sizes: bool) -> None:
     rng = np.random.default_rng(3)
-    count = 3 * len(cells)
+    count = 3 * (len(cells) + sizes)
     weights = rng.integers(-(1 << 20), 1 << 20, (count + 1, OUTPUTS)).astype(np.float64)
     features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6))
     eps = rng.integers(-(1 << 17), 1 << 17, (3, 8, 12)).astype(np.int32)
-    correction = Correction(weights, 2, cells)
+    correction = Correction(weights, 2, cells, sizes)
     found = correction.apply(torch.from_numpy(eps), torch.from_numpy(features).float())
     told = correction.wanted(torch.from_numpy(features).float()).numpy()
     for c, y, x in product(range(3), range(8), range(12)):
         own = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
         around = [(min(max(y // 2 + i, 0), 3), min(max(x // 2 + j, 0), 5)) for i, j in cells]
         phi = np.concatenate([features[:, i, j] for i, j in around])
+        if sizes:
+            phi = np.append(phi, np.abs(features[:, y // 2, x // 2]))
         np.testing.assert_array_equal(told[:, y // 2, x // 2], phi)
         total = int(own[:-1] @ phi + own[-1] * 128)
         assert found[c, y, x] == eps[c, y, x] - ((total + 512) >> 10)
 
 
-@pytest.mark.parametrize("cells", [OWN, RULES[2].cells])
+@pytest.mark.parametrize("rule", RULES.values())
 @pytest.mark.parametrize("pitch", [2, 4, 8])
-def test_tiles_see_the_same_features(
-    exact_tiny: Model, pitch: int, cells: tuple[tuple[int, int], ...]
-) -> None:
+def test_tiles_see_the_same_features(exact_tiny: Model, pitch: int, rule: Rule) -> None:
     x = torch.randint(-90000, 90000, (3, 136, 72), generator=torch.Generator().manual_seed(1))
-    count = exact_tiny.network.config.channels[0] * len(cells)
+    count = exact_tiny.network.config.channels[0] * (len(rule.cells) + rule.sizes)
     weights = np.random.default_rng(4).integers(-9999, 9999, (count + 1, 12)).astype(np.float64)
-    wanted = Correction(weights, pitch, cells)
+    wanted = Correction(weights, pitch, rule.cells, rule.sizes)
     whole = exact_tiny.evaluate(x, 1, correction=wanted)
     tiled = exact_tiny.evaluate(x, 1, tile=40, correction=wanted)
     for name, a, b in zip(whole._fields, whole, tiled, strict=True):

@@ -509,10 +509,11 @@ class Adaptation:
 
     def __init__(self, rule: int, height: int, width: int) -> None:
         cells, most, strides = (height // 2, width // 2), 1 << 18, [1, 2, 4]
-        self.around, self.learnt_from, self.corrected_from = [(0, 0)], 1000, 1000
+        self.sizes, self.around, self.learnt_from, self.corrected_from = False, [(0, 0)], 1000, 1000
         self.own_ridge = self.other_ridge = 1e4
         if rule == 2:
             most, strides = 1 << 17, [1, 2, 4, 8]
+            self.sizes = True
             self.around += [(-1, 0), (1, 0), (0, -1), (0, 1)]
             self.learnt_from, self.corrected_from = 180, 70
             self.own_ridge, self.other_ridge = 7e3, 3e4
@@ -534,6 +535,7 @@ class Adaptation:
             features[:, np.clip(rows + y, 0, h - 1)][:, :, np.clip(columns + x, 0, w - 1)]
             for y, x in self.around
         ]
+        parts += [np.abs(features)] * self.sizes
         return np.concatenate([*parts, np.full_like(features[:1], 128)])
 
     def learn(self, features: Array, z: Array, g: float, a: int, b: int) -> None:
