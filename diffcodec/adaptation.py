@@ -119,7 +119,8 @@ class Adaptation:
         """
         step = CELL * self.stride
         whole = np.rint(noise * (1 << NOISE_UNIT)).clip(-NOISE_MAX, NOISE_MAX)
-        first = top // step
+        first = -(-top // step)
+        whole = whole[:, first * step - top :]
         for number in range(OUTPUTS):
             plane, place = divmod(number, CELL * CELL)
             y, x = divmod(place, CELL)

@@ -261,8 +261,9 @@ class Model:
     ) -> Integers:
         """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8.
 
-        A picture longer or wider than ``tile`` (a multiple of 8) is evaluated tile by tile, each
-        with all around it that it depends on; of an exact model that changes nothing.  A U-Net
+        A picture longer or wider than ``tile`` (a multiple of 8, and of the correction's pitch) is
+        evaluated tile by tile, each with all around it that it depends on; of an exact model that
+        changes nothing.  A U-Net
         of the paper sees all of a picture at once; ModelError if that is too much.
         ``correction``: of an exact model's ε̂, see :mod:`diffcodec.adaptation`.
         """
@@ -275,10 +276,11 @@ class Model:
             rows = slice(top - above, top + tile + halo)
             columns = slice(left - before, left + tile + halo)
             part = self._evaluate(x[:, rows, columns], t, correction)
-            for target, found in zip(whole, part, strict=True):
+            pitch = correction.pitch if correction else 1
+            sides = (1, BLOCK, 1, 1, pitch)  # of the outputs' cells, in pixels
+            for target, found, side in zip(whole, part, sides, strict=True):
                 if not target.numel():
                     continue
-                side = width // target.shape[2]  # of an output's cell, in pixels
                 own = slice(above // side, (above + tile) // side)
                 across = slice(before // side, (before + tile) // side)
                 target[
@@ -394,7 +396,7 @@ def _empty(height: int, width: int, final: bool, correction: Correction | None =
     """Outputs to be filled in for a picture of this size: of the final layer or of a step."""
 
     def empty(channels: int, side: int, dtype: torch.dtype = torch.int16) -> Tensor:
-        return torch.empty((channels, height // side, width // side), dtype=dtype)
+        return torch.empty((channels, -(-height // side), -(-width // side)), dtype=dtype)
 
     features = empty(len(correction.weights) - 1, correction.pitch) if correction else NOTHING
     whole = Integers(empty(3, 1, torch.int32), features=features)

@@ -77,10 +77,10 @@ class NetworkConfig:
 
     @property
     def halo(self) -> int:
-        """How far, in pixels and a multiple of 8, an input can be from an output it changes."""
+        """How far, in pixels and a multiple of 16, an input can be from an output it changes."""
         n0, n1, n2 = self.blocks
         radius = 1 + 2 * (2 + 4 * n0) + 4 * (4 * n1) + 8 * (2 * n2)
-        return 8 * (radius // 8 + 2)
+        return 16 * (radius // 16 + 2)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
