@@ -263,8 +263,8 @@ class Model:
 
         A picture longer or wider than ``tile`` (a multiple of 8, and of the correction's pitch) is
         evaluated tile by tile, each with all around it that it depends on; of an exact model that
-        changes nothing.  A U-Net
-        of the paper sees all of a picture at once; ModelError if that is too much.
+        changes nothing.  A U-Net of the paper sees all of a picture at once; ModelError if that is
+        too much.
         ``correction``: of an exact model's ε̂, see :mod:`diffcodec.adaptation`.
         """
         _, height, width = x.shape

@@ -80,7 +80,8 @@ class NetworkConfig:
         """How far, in pixels and a multiple of 16, an input can be from an output it changes."""
         n0, n1, n2 = self.blocks
         radius = 1 + 2 * (2 + 4 * n0) + 4 * (4 * n1) + 8 * (2 * n2)
-        return 16 * (radius // 16 + 2)
+        reach = radius + (SIZE_MULTIPLE - 1) + 2  # to the end of a block; a cell of features more
+        return -(-reach // 16) * 16
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
