@@ -77,7 +77,11 @@ class NetworkConfig:
 
     @property
     def halo(self) -> int:
-        """How far, in pixels and a multiple of 16, an input can be from an output it changes."""
+        """How far, in pixels, an input can be from an output it changes.
+
+        A multiple of 16, the largest pitch of features (see exact.Correction), so that tiles
+        begin where those of the whole picture are taken.
+        """
         n0, n1, n2 = self.blocks
         radius = 1 + 2 * (2 + 4 * n0) + 4 * (4 * n1) + 8 * (2 * n2)
         reach = radius + (SIZE_MULTIPLE - 1) + 2  # to the end of a block; a cell of features more

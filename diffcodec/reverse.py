@@ -45,7 +45,7 @@ class NetworkOutput:
 
     eps: [3, H, W] in 2**-14; coef_index: [192, ⌈H/8⌉, ⌈W/8⌉], log2 of the variance of W(ε − ε̂)
     in 1/8; scale_index, coefs: [3, H, W], for the final layer; features: of an adapted model that
-    learns here, [told, ⌈H/8⌉ · 8/pitch, ⌈W/8⌉ · 8/pitch] of the whole picture, of others nothing.
+    learns here, [told, rows, columns], every pitch-th of the whole picture, of others nothing.
     """
 
     eps: NDArray[np.int32]
