@@ -21,17 +21,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from diffcodec.exact import CONSTANT, OWN, WEIGHT_UNIT, Correction
+from diffcodec import tiles
+from diffcodec.correction import CELL, CONSTANT, OUTPUTS, OWN, WEIGHT_UNIT, Correction
 from diffcodec.parallel import thread_map
 
 F64 = NDArray[np.float64]
 I16 = NDArray[np.int16]
 
-CELL = 2
-"""Side of the square of pixels that one column of features stands for."""
-OUTPUTS = 3 * CELL * CELL
-BAND = 32
-"""Rows of cells that are summed over at a time."""
+BAND = 4096
+"""Cells, in whole rows of them, that are summed over at a time."""
+PIVOTS = 4
+"""Rows that the elimination takes from all below at a time."""
 NOISE_UNIT = 8
 NOISE_MAX = (1 << 15) - 1
 WEIGHT_MAX = 1 << 20
@@ -132,15 +132,20 @@ class Adaptation:
         """From a step to timestep ``b``: features int16 [told, ≥ rows, ≥ columns], what
         :meth:`look` kept, and g of the step."""
 
-        def sums(number: int) -> tuple[F64, F64]:
-            rows = slice(number * BAND, min((number + 1) * BAND, self.rows))
-            part = features[:, rows, : self.columns].reshape(len(features), -1)
-            phi = np.concatenate([part, np.full_like(part[:1], CONSTANT)]).astype(np.float64)
-            psi = seen[:, rows].reshape(OUTPUTS, -1).astype(np.float64)
-            return phi @ phi.T, phi @ psi.T  # the first is symmetric, half the work
+        band, told = max(1, BAND // self.columns), len(features)
 
-        found = thread_map(sums, -(-self.rows // BAND))
-        products, crossed = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
+        def sums(number: int) -> F64:
+            rows = slice(number * band, min((number + 1) * band, self.rows))
+            part = features[:, rows, : self.columns].reshape(told, -1)
+            constant = np.full_like(part[:1], CONSTANT)
+            return inner_products(
+                np.concatenate([part, constant, seen[:, rows].reshape(OUTPUTS, -1)])
+            )
+
+        first, *others = thread_map(sums, -(-self.rows // band))
+        total = np.tril(sum(others, first))
+        products, crossed = total[: told + 1, : told + 1], total[told + 1 :, : told + 1].T
+        products = products + np.tril(products, -1).T
         own = products * (gain * gain)
         target = crossed * (gain / (1 << NOISE_UNIT))
         for j, row in enumerate(self.weights / (1 << WEIGHT_UNIT)):  # y is of the corrected ε̂
@@ -155,6 +160,15 @@ class Adaptation:
         self.weights = rounded.clip(-WEIGHT_MAX, WEIGHT_MAX)
 
 
+def inner_products(rows: I16) -> F64:
+    """Of all pairs of rows [n, m], exact, float64 [n, n]; right below the diagonal and on it."""
+    found = tiles.inner_products(rows) if tiles.ALLOWED else None
+    if found is None:
+        whole = rows.astype(np.float64)
+        return whole @ whole.T
+    return found[: len(rows), : len(rows)].astype(np.float64)
+
+
 def solve(matrix: F64, right: F64) -> F64:
     """X with matrix · X = right, for a symmetric positive definite matrix [n, n], right [n, m].
 
@@ -167,18 +181,42 @@ def solve(matrix: F64, right: F64) -> F64:
 
 @njit(nogil=True, cache=True)
 def _solve(a: F64, x: F64) -> None:
-    """In place; numba fuses no product with a sum unless it is told to."""
-    n, outputs = x.shape
-    for j in range(n):
-        for i in range(j + 1, n):
-            factor = a[i, j] / a[j, j]
-            for k in range(j + 1, n):
-                a[i, k] -= factor * a[j, k]
-            for m in range(outputs):
-                x[i, m] -= factor * x[j, m]
+    """In place; numba fuses no product with a sum unless it is told to.
+
+    Every element loses factor · pivot row for the columns 0, 1, 2, … in this order, however many
+    of them a pass over the rows below takes at a time.
+    """
+    n = len(x)
+    for begin in range(0, n, PIVOTS):
+        end = min(begin + PIVOTS, n)
+        for j in range(begin, end):
+            for i in range(j + 1, n):
+                a[i, j] /= a[j, j]
+                _less(a[i, j + 1 : end], a[i, j], a[j, j + 1 : end])
+        for i in range(begin + 1, end):
+            for j in range(begin, i):
+                _less(a[i, end:], a[i, j], a[j, end:])
+                _less(x[i], a[i, j], x[j])
+        for i in range(end, n):
+            if end - begin == PIVOTS:
+                _less_four(a[i, end:], a[i, begin:end], a[begin:end, end:])
+                _less_four(x[i], a[i, begin:end], x[begin:end])
     for j in range(n - 1, -1, -1):
-        for m in range(outputs):
-            x[j, m] /= a[j, j]
+        x[j] /= a[j, j]
         for i in range(j):
-            for m in range(outputs):
-                x[i, m] -= a[i, j] * x[j, m]
+            _less(x[i], a[i, j], x[j])
+
+
+@njit(nogil=True, cache=True)
+def _less(row, factor, pivot):  # type: ignore[no-untyped-def]
+    for k in range(len(row)):
+        row[k] -= factor * pivot[k]
+
+
+@njit(nogil=True, cache=True)
+def _less_four(row, factors, pivots):  # type: ignore[no-untyped-def]
+    """As :func:`_less` for PIVOTS of them, one after another."""
+    f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
+    p0, p1, p2, p3 = pivots[0], pivots[1], pivots[2], pivots[3]
+    for k in range(len(row)):
+        row[k] = row[k] - f0 * p0[k] - f1 * p1[k] - f2 * p2[k] - f3 * p3[k]

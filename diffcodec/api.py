@@ -38,7 +38,7 @@ from diffcodec.image import (
 )
 from diffcodec.model import Model
 from diffcodec.parallel import one_blas_thread, one_torch_thread, thread_map
-from diffcodec.plans import EFFORTS, SMALL_PIXELS, Plan, default_effort, plan_for, search_for
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, SMALL_PIXELS, Plan, plan_for, search_for
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
 from diffcodec.render import RENDERS, mean
@@ -104,7 +104,7 @@ def encode(
     picture: Picture | Image.Image | NDArray[Any],
     *,
     model: Model | None = None,
-    effort: int | None = None,
+    effort: int = DEFAULT_EFFORT,
     seed: int = 0,
     stop_t: int = 0,
     max_bytes: int | None = None,
@@ -117,8 +117,8 @@ def encode(
 
     picture: an array is uint8 [H, W] or [H, W, 3], or with alpha [H, W, 2] or [H, W, 4]; of a
     Pillow image ICC profile, EXIF and XMP are kept (``Picture.without_metadata`` drops them);
-    model, effort (1…9): by default what suits the picture's size; stop_t: no layer finer than
-    the smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
+    model: by default what suits the picture's size; effort: 1…9; stop_t: no layer finer than the
+    smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
     target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
     plan: instead of the model's, which is mirrored from effort 6 on (an exact model knows the
     timesteps of its own plan only);
@@ -126,7 +126,6 @@ def encode(
     """
     picture = _picture(picture)
     area = picture.width * picture.height
-    effort = default_effort(area) if effort is None else effort
     if effort not in EFFORTS:
         raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
     model = model or default_model(area)
@@ -251,7 +250,7 @@ def encode_batch(
     pictures: Sequence[Picture | Image.Image | NDArray[Any]],
     *,
     model: Model | None = None,
-    effort: int | None = None,
+    effort: int = DEFAULT_EFFORT,
     seed: int = 0,
 ) -> list[bytes]:
     """Encode several pictures losslessly, on all cores; the same bytes as one by one."""

@@ -2,7 +2,8 @@
 
 x86 processors multiply 16-bit integers and add the products up two and two in one instruction,
 and with AVX-512 VNNI add them to the sums so far as well.  PyTorch has no convolutions that use
-it.  These take half the time of those in float32, for small maps a third.  Machines without it
+it.  These take half the time of those in float32, for small maps a third, and where there are
+instructions for whole tiles of numbers (tiles.py) a third of that.  Machines without any of them
 convolve in float32, which gives the same integers: no sum reaches 2**24 (exact.py).
 """
 
@@ -22,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from diffcodec import tiles
 from diffcodec.errors import ModelError
 from diffcodec.parallel import thread_map
 from diffcodec.simd import target_has
@@ -77,6 +79,8 @@ class Conv2d:
 
         What stands beside the H × W × out sums means nothing.
         """
+        if tiles.ALLOWED:
+            return self._in_tiles(a)
         if not MULTIPLY_ADD:
             return self._in_float32(a)
         size, channels = self.weight.shape[-1], a.shape[2]
@@ -98,6 +102,27 @@ class Conv2d:
 
         over_rows(height, sums.size, work)
         return sums
+
+    def _in_tiles(self, a: I16) -> I32:
+        size, (height, pitch, channels) = self.weight.shape[-1], a.shape
+        height, inset = height - 2 * BORDER, BORDER - size // 2
+        count = -(-(height * pitch - 2 * BORDER) // tiles.SIDE)
+        weights, flat, line = self._tiled, a.reshape(-1), pitch * channels
+        start = inset * (line + channels)
+        sums = np.empty((max(count * tiles.SIDE, height * pitch), weights.channels), np.int32)
+
+        def work(first: int, stop: int) -> None:
+            tiles.multiply(flat, start, channels, line, weights, sums, first, stop)
+
+        over_rows(count, sums.size, work)
+        return sums[: height * pitch].reshape(height, pitch, -1)
+
+    @cached_property
+    def _tiled(self) -> tiles.Weights:
+        out, channels, size, _ = self.weight.shape
+        padded = np.zeros((out, size, size, channels + channels % 2), np.int16)
+        padded[..., :channels] = self.weight.transpose(0, 2, 3, 1)
+        return tiles.packed(padded.reshape(out, size, -1))
 
     @cached_property
     def _packed(self) -> tuple[I16, list[int]]:

@@ -16,7 +16,6 @@ channel and timestep, so the network exists for the timesteps of the coding plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffcodec.convolution import I16, I32, Conv2d, empty_map
+from diffcodec.correction import EPS_MAX, EPS_UNIT, Correction, features_of
 from diffcodec.errors import ModelError
 from diffcodec.network import LEAK
 from diffcodec.objective import COEF_LOGVAR_RANGE, LOG2E, PIXEL_LOGVAR_RANGE
@@ -39,17 +39,8 @@ LIMITS, SIGNED_LIMITS = (-LEAKY_MAX, ACTIVATION_MAX), (-ACTIVATION_MAX, ACTIVATI
 SUM_LIMIT = 1 << 24
 RESIDUAL_MAX = 1 << 22
 X_UNIT = 16
-EPS_UNIT = 14
-EPS_MAX = 1 << 30
 COEF_UNIT = 64
 PIXEL_COEF_MAX = 2.0
-FEATURE_UNIT = 8
-"""Features are told in 2**8 of the residual's units, so that they fit 16 bits."""
-CONSTANT = 128
-"""Value of a feature more, the same everywhere."""
-WEIGHT_UNIT = 24
-CHUNK = 1 << 15
-"""Cells that a correction is computed of at a time."""
 SIGNED = frozenset({"stem", "to1", "to2", "from2", "from1"})
 """Convolutions whose inputs have no activation function before them."""
 STAGES = {"down0": 0, "up0": 0, "down1": 1, "up1": 1, "middle": 2}
@@ -58,8 +49,6 @@ FOLDED = {("to1", 0): 2, ("to2", 0): 2, ("from2", 1): 2, ("from1", 1): 2, ("coef
 """Inputs (0) and outputs (1) of convolutions where so many places squared are one place."""
 
 
-OWN = ((0, 0),)
-"""The cell itself, by the rows and columns from it."""
 NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 """In place of an output that nobody asked for."""
 
@@ -79,61 +68,6 @@ class Integers(NamedTuple):
     scale_index: Tensor = NOTHING
     coefs: Tensor = NOTHING
     features: Tensor = NOTHING
-
-
-@dataclass(frozen=True)
-class Correction:
-    """What an adaptation subtracts from ε̂, and what it asks for.
-
-    The features are the channels at half the picture's size that ε̂ is made from, of a cell (a
-    place there) and of its neighbours, where ``cells`` says how many rows and columns away, then
-    with ``sizes`` the absolute values of the cell's own.  Beyond an edge the cell at the edge
-    stands in.
-    weights: float64 [told + 1, 12] of integers in 2**-24 for the ``told`` features, and CONSTANT;
-    pitch: the features wanted are those of every so many rows and columns of pixels (2, 4, 8, 16).
-    """
-
-    weights: NDArray[np.float64]
-    pitch: int
-    cells: tuple[tuple[int, int], ...] = OWN
-    sizes: bool = False
-
-    def apply(self, eps: Tensor, features: Tensor) -> Tensor:
-        """eps int32 [3, H, W] less what the weights make of features float [features, H/2, W/2].
-
-        Exact: all sums are of integers below 2**53.
-        """
-        if not self.weights.any():
-            return eps
-        *own, constant = torch.from_numpy(self.weights).split(len(features))
-        sums = (constant[0, :, None, None] * CONSTANT).expand(-1, *features.shape[1:])
-        sources = [(features, offset) for offset in self.cells]
-        sources += [(features.abs(), (0, 0))] * self.sizes
-        for weights, (source, offset) in zip(own, sources, strict=True):
-            parts = source.flatten(1).split(CHUNK, dim=1)
-            made = torch.cat([weights.T @ part.double() for part in parts], dim=1)
-            sums = sums + _moved(made.reshape(sums.shape), offset)
-        shift = WEIGHT_UNIT - EPS_UNIT
-        delta = ((F.pixel_shuffle(sums[None], 2)[0] + (1 << (shift - 1))) / (1 << shift)).floor()
-        return (eps.double() - delta).clamp(-EPS_MAX, EPS_MAX).to(torch.int32)
-
-    def wanted(self, features: Tensor) -> Tensor:
-        """int16 [told, H/pitch, W/pitch] of features float [features, H/2, W/2]."""
-        every, whole = self.pitch // 2, features.to(torch.int16)
-        found = [_moved(whole, offset)[:, ::every, ::every] for offset in self.cells]
-        return torch.cat(found + [whole[:, ::every, ::every].abs()] * self.sizes)
-
-
-def _moved(x: Tensor, offset: tuple[int, int]) -> Tensor:
-    """What is so many rows and columns away from every place of x [channels, H, W]."""
-    for dim, away in enumerate(offset, 1):
-        if away:
-            size = x.shape[dim]
-            inside = x.narrow(dim, max(away, 0), size - abs(away))
-            edge = x.narrow(dim, size - 1 if away > 0 else 0, 1).repeat_interleave(abs(away), dim)
-            parts = [inside, edge] if away > 0 else [edge, inside]
-            x = torch.cat(parts, dim)
-    return x
 
 
 def round_outputs(
@@ -279,10 +213,9 @@ class ExactNetwork:
                 found = round_outputs(eps[0], self._coef_logvar(head, r2, row))
             if correction is None:
                 return found
-            features = (torch.from_numpy(r0).permute(2, 0, 1) * 2.0**-FEATURE_UNIT).round_()
-            return found._replace(
-                eps=correction.apply(found.eps, features), features=correction.wanted(features)
-            )
+            own = features_of(r0)
+            correction.apply(found.eps.numpy(), own)
+            return found._replace(features=torch.from_numpy(correction.wanted(own)))
 
     def _coef_logvar(self, head: I16, r2: F32, row: int) -> Tensor:
         """log of the variance of W(ε − ε̂), float64 [192, H/8, W/8]."""

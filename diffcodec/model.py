@@ -28,13 +28,13 @@ from torch import Tensor
 from diffcodec.adaptation import Adaptation, Rule
 from diffcodec.calibrated import CalibratedUNet, plan_at
 from diffcodec.catalogue import CONFIG as CONFIG
+from diffcodec.correction import Correction
 from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
 from diffcodec.ddpm.unet import UNet, UNetConfig
 from diffcodec.errors import ModelError
 from diffcodec.exact import (
     NOTHING,
     X_UNIT,
-    Correction,
     ExactNetwork,
     Integers,
     round_outputs,

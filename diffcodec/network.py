@@ -79,7 +79,7 @@ class NetworkConfig:
     def halo(self) -> int:
         """How far, in pixels, an input can be from an output it changes.
 
-        A multiple of 16, the largest pitch of features (see exact.Correction), so that tiles
+        A multiple of 16, the largest pitch of features (see correction.Correction), so that tiles
         begin where those of the whole picture are taken.
         """
         n0, n1, n2 = self.blocks
@@ -111,6 +111,14 @@ class Prediction(NamedTuple):
 def leaky(x: Tensor) -> Tensor:
     """max(x, x/4): a channel that is pushed below zero still learns its way back."""
     return F.leaky_relu(x, LEAK)
+
+
+def _as_convolved(x: Tensor) -> Tensor:
+    """In the memory order that suits what follows: bfloat16 is convolved channels last, in which
+    matrix instructions take it, large maps four times as fast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 class Conv2d(nn.Module):
@@ -230,7 +238,7 @@ class CodecUNet(nn.Module):
         inputs = torch.cat([x_t / total.sqrt(), detail], dim=1)
 
         emb = self.embed_log_snr(log_snr)
-        h0 = self.stem(F.pixel_unshuffle(inputs, 2))
+        h0 = self.stem(_as_convolved(F.pixel_unshuffle(inputs, 2)))
         for block in self.down0:
             h0 = block(h0, emb)
         h1 = self.to1(F.pixel_unshuffle(h0, 2))

@@ -103,6 +103,8 @@ _SURVIVORS = (128, 512, 2048, 4096, 10240, 24576, 49152, 65536, 98304)
 EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 """Effort 1…9."""
 
+DEFAULT_EFFORT = 5
+
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
     5: Search(20480),
     6: Search(49152, 2),
@@ -117,11 +119,6 @@ MIRRORED_EFFORT = 6
 
 SMALL_PIXELS = 64 * 64
 """Up to this many pixels a picture counts as small: it gets other defaults."""
-
-
-def default_effort(pixels: int) -> int:
-    """What is worth its time: 5 for a small picture, 4 for one whose seconds add up."""
-    return 5 if pixels <= SMALL_PIXELS else 4
 
 
 def search_for(effort: int, pixels: int) -> Search:

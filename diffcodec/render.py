@@ -20,7 +20,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcodec.exact import EPS_UNIT, X_UNIT
+from diffcodec.correction import EPS_UNIT
+from diffcodec.exact import X_UNIT
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, shared_normal
 from diffcodec.plans import SMALL_PIXELS

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffcodec.coefficients import Layout, layout
-from diffcodec.exact import EPS_UNIT, X_UNIT, Integers
+from diffcodec.correction import EPS_UNIT
+from diffcodec.exact import X_UNIT, Integers
 from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE

@@ -18,7 +18,7 @@ from diffcodec import channel
 from diffcodec.adaptation import RULES
 from diffcodec.channel import HEAD_BYTES, Received
 from diffcodec.coefficients import bands
-from diffcodec.exact import EPS_UNIT
+from diffcodec.correction import EPS_UNIT
 from diffcodec.final_layer import Distribution
 from diffcodec.model import Model
 from diffcodec.noise import NOISE_UNIT, derive_key, shared_normal

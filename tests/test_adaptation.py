@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import diffcodec
-from diffcodec.adaptation import NOISE_UNIT, OUTPUTS, RULES, Adaptation, Rule, solve
+from diffcodec import tiles
+from diffcodec.adaptation import NOISE_UNIT, RULES, Adaptation, Rule, inner_products, solve
 from diffcodec.contents import describe
+from diffcodec.correction import OUTPUTS, OWN, WEIGHT_UNIT, Correction
 from diffcodec.errors import ModelError
-from diffcodec.exact import OWN, WEIGHT_UNIT, Correction
 from diffcodec.model import Model
 from diffcodec.plans import PLANS
 from diffcodec.reverse import evaluate
@@ -33,6 +34,30 @@ def test_equations_are_solved(size: int, seed: int) -> None:
     np.testing.assert_allclose(solve(matrix, right), np.linalg.solve(matrix, right), rtol=1e-6)
     np.testing.assert_array_equal(matrix, kept[0])
     np.testing.assert_array_equal(right, kept[1])
+    np.testing.assert_array_equal(solve(matrix, right), solved_by_columns(matrix, right))
+
+
+def solved_by_columns(a: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As docs/format.md has it: column after column, all rows below."""
+    a, x = a.copy(), x.copy()
+    for j in range(len(a)):
+        factors = a[j + 1 :, j, None] / a[j, j]
+        a[j + 1 :, j + 1 :] -= factors * a[j, j + 1 :]
+        x[j + 1 :] -= factors * x[j]
+    for j in reversed(range(len(a))):
+        x[j] /= a[j, j]
+        x[:j] -= a[:j, j, None] * x[j]
+    return x
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("top", [900, 32767])
+def test_inner_products_are_exact(top: int, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With instructions for tiles, where there are, and when their sums would overflow."""
+    monkeypatch.setattr(tiles, "ALLOWED", tiles.ALLOWED and tiled)
+    rows = np.random.default_rng(11).integers(-top, top, (37, 3000)).astype(np.int16)
+    true = rows.astype(np.int64) @ rows.T.astype(np.int64)
+    np.testing.assert_array_equal(np.tril(inner_products(rows)), np.tril(true))
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,7 +143,7 @@ def test_a_shift_by_a_cell_is_learnt_from_the_neighbours() -> None:
     for number, rule in RULES.items():
         adaptation = Adaptation(6, 256, 256, rule)
         wanted = Correction(adaptation.weights, 2, rule.cells, rule.sizes)
-        told = wanted.wanted(torch.from_numpy(features).float()).numpy()
+        told = wanted.wanted(features)
         for _ in range(3):
             corrected = moved - corrected_by(adaptation, told)
             y = 1.5 * corrected + rng.standard_normal(moved.shape)
@@ -157,15 +182,16 @@ def test_a_correction_is_what_it_says(cells: tuple[tuple[int, int], ...], sizes:
     rng = np.random.default_rng(3)
     count = 3 * (len(cells) + sizes)
     weights = rng.integers(-(1 << 20), 1 << 20, (count + 1, OUTPUTS)).astype(np.float64)
-    features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6))
+    features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6)).astype(np.int16)
     eps = rng.integers(-(1 << 17), 1 << 17, (3, 8, 12)).astype(np.int32)
     correction = Correction(weights, 2, cells, sizes)
-    found = correction.apply(torch.from_numpy(eps), torch.from_numpy(features).float())
-    told = correction.wanted(torch.from_numpy(features).float()).numpy()
+    found = eps.copy()
+    correction.apply(found, features)
+    told = correction.wanted(features)
     for c, y, x in product(range(3), range(8), range(12)):
         own = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
         around = [(min(max(y // 2 + i, 0), 3), min(max(x // 2 + j, 0), 5)) for i, j in cells]
-        phi = np.concatenate([features[:, i, j] for i, j in around])
+        phi = np.concatenate([features[:, i, j].astype(np.int64) for i, j in around])
         if sizes:
             phi = np.append(phi, np.abs(features[:, y // 2, x // 2]))
         np.testing.assert_array_equal(told[:, y // 2, x // 2], phi)

@@ -19,8 +19,9 @@ from diffcodec import FormatError
 from diffcodec.codec import SentLayer, receive, send
 from diffcodec.container import Layer, read_header
 from diffcodec.contents import describe
+from diffcodec.correction import Correction
 from diffcodec.evaluate import psnr
-from diffcodec.exact import Correction, Integers
+from diffcodec.exact import Integers
 from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
 from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, Plan, Search

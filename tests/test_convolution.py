@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffcodec import convolution
+from diffcodec import convolution, tiles
 from diffcodec.convolution import BORDER, I16, Conv2d, empty_map, over_rows
 from diffcodec.pointwise import accumulate, quantize_into
+from diffcodec.simd import target_has
 
 SIDE = st.integers(1, 13)
 
@@ -42,12 +44,17 @@ def true_sums(values: I16, weight: I16) -> NDArray[np.int64]:
 
 @settings(deadline=None)
 @given(
-    st.integers(0, 99), SIDE, SIDE, st.integers(1, 40), st.integers(1, 230), st.sampled_from([1, 3])
-)
-def test_sums_are_true(seed: int, height: int, width: int, ins: int, outs: int, size: int) -> None:
-    """Odd numbers of channels and blocks of 1 to 6 vectors of them included."""
+    st.integers(0, 99), SIDE, SIDE, st.integers(1, 40), st.integers(1, 230),
+    st.sampled_from([1, 3]), st.booleans(),
+)  # fmt: skip
+def test_sums_are_true(
+    seed: int, height: int, width: int, ins: int, outs: int, size: int, tiled: bool
+) -> None:
+    """Odd numbers of channels and blocks of 1 to 6 vectors of them included, weights of one byte
+    and of two, in tiles where the machine has them and without."""
     values, a, weight = random_case(seed, height, width, ins, outs, size)
-    found = Conv2d(weight)(a)
+    with patch.object(tiles, "ALLOWED", tiles.ALLOWED and tiled):
+        found = Conv2d(weight)(a)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found[:, :width, :outs], true_sums(values, weight))
 
@@ -55,6 +62,7 @@ def test_sums_are_true(seed: int, height: int, width: int, ins: int, outs: int, 
 @pytest.mark.parametrize("size", [1, 3])
 def test_sums_are_true_in_float32(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on machines without the instruction."""
+    monkeypatch.setattr(tiles, "ALLOWED", False)
     monkeypatch.setattr(convolution, "MULTIPLY_ADD", "")
     values, a, weight = random_case(1, 7, 6, 5, 9, size)
     np.testing.assert_array_equal(Conv2d(weight)(a)[:, :6, :9], true_sums(values, weight))
@@ -69,6 +77,21 @@ def test_large_maps_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rows) > 1
     assert sorted(k for first, stop in rows for k in range(first, stop)) == list(range(50))
     np.testing.assert_array_equal(Conv2d(weight)(a)[:, :11, :20], true_sums(values, weight))
+
+
+@pytest.mark.skipif(not tiles.ALLOWED, reason="this machine has no instructions for tiles")
+@settings(deadline=None)
+@given(
+    st.integers(0, 99), st.integers(1, 70), st.integers(1, 1200), st.sampled_from([9, 1000, 32767])
+)
+def test_inner_products_are_true_or_refused(seed: int, count: int, length: int, top: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-top - 1, top + 1, (count, length)).astype(np.int16)
+    true = rows.astype(np.int64) @ rows.T.astype(np.int64)
+    found = tiles.inner_products(rows)
+    assert (found is None) == (true.diagonal().max() >= 1 << 31)
+    if found is not None:
+        np.testing.assert_array_equal(np.tril(found[:count, :count]), np.tril(true))
 
 
 @pytest.mark.parametrize("fold", [1, 2, 4])
@@ -109,16 +132,19 @@ def test_accumulated_steps(fold: int) -> None:
     assert abs(r).max() == 5000
 
 
+AVX2 = "+avx,+avx2,+fma"
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd"
 PROGRAM = """
 import hashlib
 import numpy as np
-from diffcodec import convolution
+from diffcodec import convolution, tiles
 rng = np.random.default_rng(0)
 a = convolution.empty_map(9, 7, 30)
 a[1:10, 1:8] = rng.integers(-2047, 2048, (9, 7, 30))
 weight = rng.integers(-30, 31, (200, 30, 3, 3)).astype(np.int16)
 sums = convolution.Conv2d(weight)(a)[:, :7, :200]
-print(convolution.MULTIPLY_ADD, hashlib.sha256(np.ascontiguousarray(sums).tobytes()).hexdigest())
+kernel = "tiles" if tiles.ALLOWED else convolution.MULTIPLY_ADD or "none"
+print(kernel, hashlib.sha256(np.ascontiguousarray(sums).tobytes()).hexdigest())
 """
 
 
@@ -131,10 +157,13 @@ def output_with(**own: str) -> list[str]:
 
 
 def test_all_machines_find_the_same_sums() -> None:
-    here = output_with()
-    if len(here) == 1:
-        pytest.skip("this machine does not have the instruction")
+    kernel, here = output_with()
+    if kernel == "none":
+        pytest.skip("this machine does not have the instructions")
     plain = output_with(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="")
-    avx2 = output_with(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
-    assert avx2[0] == "llvm.x86.avx2.pmadd.wd"
-    assert plain == [here[1]] == [avx2[1]]
+    avx2 = output_with(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2)
+    assert plain == ["none", here]
+    assert avx2 == ["llvm.x86.avx2.pmadd.wd", here]
+    if target_has("avx512bw"):
+        avx512 = output_with(NUMBA_CPU_NAME="skylake-avx512", NUMBA_CPU_FEATURES=AVX512)
+        assert avx512 == ["llvm.x86.avx512.pmaddw.d.512", here]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffcodec import exact
 from diffcodec.convolution import BORDER, I16, I32
+from diffcodec.correction import EPS_UNIT
 from diffcodec.errors import ModelError
 from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers
 from diffcodec.network import CodecUNet, NetworkConfig
@@ -66,7 +67,7 @@ def test_agrees_with_the_float_network(pair: tuple[CodecUNet, dict[str, Tensor]]
     log_snr = torch.tensor([float(Schedule().log_snr[t])])
     with torch.inference_mode():
         true = network(state(t, 7)[None].float() / 65536, log_snr)
-    error = out.eps.double() / (1 << exact.EPS_UNIT) - true.eps[0].double()
+    error = out.eps.double() / (1 << EPS_UNIT) - true.eps[0].double()
     # 11-bit activations give some parts in a thousand; white noise as a picture also exceeds
     # the calibrated ranges here and there, which costs some per cent.
     assert float(error.std()) < 0.05 * float(true.eps.std())
@@ -89,7 +90,7 @@ def test_what_is_below_zero_is_not_cut() -> None:
         with torch.inference_mode():
             log_snr = torch.tensor([float(Schedule().log_snr[t])])
             true = network(x_t[None].float() / 65536, log_snr).eps[0].double()
-        error = integers(x_t, t).eps.double() / (1 << exact.EPS_UNIT) - true
+        error = integers(x_t, t).eps.double() / (1 << EPS_UNIT) - true
         assert float(error.std()) < 0.01 * float(true.std())
 
 

@@ -12,7 +12,6 @@ from diffcodec.plans import (
     PLANS,
     SMALL_PIXELS,
     Plan,
-    default_effort,
     plan_for,
     search_for,
 )
@@ -114,11 +113,6 @@ def test_more_effort_is_more_work(pixels: int) -> None:
     work = [search.survivors * search.tries for search in searches]
     assert work == sorted(set(work))
     assert [search.survivors for search in searches] == sorted(s.survivors for s in searches)
-
-
-def test_default_efforts() -> None:
-    assert default_effort(SMALL_PIXELS) == 5
-    assert default_effort(SMALL_PIXELS + 1) == 4
 
 
 def test_layers_are_called_by_number_and_timestep() -> None:

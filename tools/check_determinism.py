@@ -27,8 +27,9 @@ import torch.nn.functional as F
 
 import diffcodec
 from diffcodec.convolution import BORDER, I16, I32
+from diffcodec.correction import Correction
 from diffcodec.data import load_images
-from diffcodec.exact import Correction, ExactNetwork, Integers
+from diffcodec.exact import ExactNetwork, Integers
 from diffcodec.model import Model
 from diffcodec.simd import target_has
 

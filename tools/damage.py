@@ -33,8 +33,9 @@ from mutations import GOLDEN, coded_pictures, corrupted
 import diffcodec
 from diffcodec import container, extras
 from diffcodec.api import Decoded
+from diffcodec.correction import Correction
 from diffcodec.errors import DamageError, DiffcodecError, FormatError
-from diffcodec.exact import Correction, Integers
+from diffcodec.exact import Integers
 from diffcodec.image import read_image
 from diffcodec.model import TILE, Model, read_model
 from diffcodec.quality import psnr

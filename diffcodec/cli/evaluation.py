@@ -22,7 +22,7 @@ from diffcodec.cli.sampling import (
     process_options,
 )
 from diffcodec.errors import DataError
-from diffcodec.plans import EFFORTS, default_effort
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,8 @@ _SHOWN = (1000, 750, 500, 250, 100, 50, 20, 10, 5, 2, 1, 0)
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    help="[default: as encode]",
+    default=DEFAULT_EFFORT,
+    show_default=True,
 )
 @click.option(
     "--rates",
@@ -295,7 +296,7 @@ def _evaluate_files(pictures: list[U8], **options: Any) -> None:
 
     area = _area(pictures)
     loaded = registry.load_model(options["model"] or registry.default_name(area))
-    effort = options["effort"] or default_effort(area)
+    effort = options["effort"]
     # Compilation of the search and of the tables is no part of any picture's time.
     evaluate_picture("warm-up", pictures[0][:32, :32], loaded, effort=effort)
     reports = []

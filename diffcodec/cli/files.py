@@ -23,7 +23,7 @@ from diffcodec.cli.base import (
 )
 from diffcodec.errors import DamageError, DataError, DiffcodecError, FormatError
 from diffcodec.files import STANDARD, make_folder
-from diffcodec.plans import EFFORTS
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
 
 def _result(size: int, area: int, values: int, seconds: float) -> str:
@@ -128,7 +128,7 @@ class EncodeSettings:
     bpp: float | None
     max_bytes: int | None
     target_psnr: float | None
-    effort: int | None
+    effort: int
     seed: int
     strip: bool
 
@@ -146,8 +146,9 @@ class EncodeSettings:
 @click.option(
     "--effort",
     type=click.IntRange(min(EFFORTS), max(EFFORTS)),
-    help="More effort: smaller files, slower encoding; from 6 on slower decoding, too.  "
-    "[default: 5 up to 64×64 pixels, else 4]",
+    default=DEFAULT_EFFORT,
+    show_default=True,
+    help="More effort: smaller files, slower encoding; from 6 on slower decoding, too.",
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
 @click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
@@ -160,7 +161,7 @@ def encode(
     bpp: float | None,
     max_bytes: int | None,
     target_psnr: float | None,
-    effort: int | None,
+    effort: int,
     seed: int,
     strip: bool,
     jobs: int,

@@ -11,7 +11,7 @@ import click
 
 from diffcodec.cli.base import PATH, Progress, main
 from diffcodec.errors import DataError, DiffcodecError
-from diffcodec.plans import EFFORTS, default_effort
+from diffcodec.plans import DEFAULT_EFFORT, EFFORTS
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> list[float]:
@@ -34,7 +34,10 @@ def _numbers(text: str, option: str, count: int | None = None) -> list[float]:
 @click.option("--crop", metavar="LEFT,TOP,SIDE", help="Of the sheet.  [default: where most shows]")
 @click.option("--model", help="Name of a shipped model, or a model folder.")
 @click.option(
-    "--effort", type=click.IntRange(min(EFFORTS), max(EFFORTS)), help="[default: as encode]"
+    "--effort",
+    type=click.IntRange(min(EFFORTS), max(EFFORTS)),
+    default=DEFAULT_EFFORT,
+    show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def compare(
@@ -43,7 +46,7 @@ def compare(
     rates: str,
     crop: str | None,
     model: str | None,
-    effort: int | None,
+    effort: int,
     as_json: bool,
 ) -> None:
     """Compare what diffcodec and other formats make of the picture SOURCE.
@@ -81,7 +84,7 @@ def compare(
     groups = measure(
         pixels,
         loaded,
-        effort=effort or default_effort(area),
+        effort=effort,
         rates=wanted,
         progress=Progress("compare"),
     )
