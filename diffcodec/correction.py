@@ -28,8 +28,8 @@ WEIGHT_UNIT = 24
 CELL = 2
 """Side of the square of pixels that a cell stands for."""
 OUTPUTS = 3 * CELL * CELL
-CHUNK = 1 << 13
-"""Cells that a correction is computed of at a time."""
+CHUNK = 1 << 14
+"""Cells, in whole rows of them, that a correction is computed of at a time."""
 BLOCK = 32
 """Cells whose channels are turned into rows at a time, so that they stay in the cache."""
 
@@ -75,21 +75,22 @@ class Correction:
             part.transpose(0, 2, 1).reshape(-1, count)
             for part in np.split(parts, [len(self.cells)])
         )
-        made = np.empty((len(parts) * OUTPUTS, height * width))
-        flat, values = features.reshape(count, -1), len(of_values)
+        places = np.array([*self.cells, *OWN * self.sizes])
+        constant, reach = self.weights[-1] * CONSTANT, int(np.abs(places[:, 0]).max())
+        band = max(1, CHUNK // width)
 
         def work(number: int) -> None:
-            here = slice(number * CHUNK, (number + 1) * CHUNK)
-            own = flat[:, here].astype(np.float64)
-            made[:values, here] = of_values @ own
+            first, stop = number * band, min((number + 1) * band, height)
+            top = max(first - reach, 0)
+            rows = features[:, top : stop + reach]
+            own = rows.reshape(count, -1).astype(np.float64)
+            made = [of_values @ own]
             if self.sizes:
-                made[values:, here] = of_sizes @ np.abs(own, out=own)
+                made.append(of_sizes @ np.abs(own, out=own))
+            shares = np.concatenate(made).reshape(-1, OUTPUTS, *rows.shape[1:])
+            _subtract(eps, shares, places, constant, first, stop, top)
 
-        thread_map(work, -(-flat.shape[1] // CHUNK))
-        places = np.array([*self.cells, *OWN * self.sizes])
-        shares = made.reshape(len(parts), OUTPUTS, height, width)
-        constant = self.weights[-1] * CONSTANT
-        over_rows(height, made.size, lambda a, b: _subtract(eps, shares, places, constant, a, b))
+        thread_map(work, -(-height // band))
 
     def wanted(self, features: I16) -> I16:
         """[told, H/pitch, W/pitch] of the features."""
@@ -157,9 +158,10 @@ def _gather(features, places, plain, every, found, first, stop):  # type: ignore
 
 
 @njit(nogil=True, cache=True)
-def _subtract(eps, shares, places, constant, first, stop):  # type: ignore[no-untyped-def]
-    """For rows ``first`` … ``stop`` − 1 of cells; shares: [places, OUTPUTS, H/2, W/2]."""
-    height, width = shares.shape[2:]
+def _subtract(eps, shares, places, constant, first, stop, top):  # type: ignore[no-untyped-def]
+    """For rows ``first`` … ``stop`` − 1 of cells; shares: [places, OUTPUTS, rows, W/2], of the
+    rows from ``top`` on."""
+    height, width = eps.shape[1] // CELL, shares.shape[3]
     unit = float(1 << (WEIGHT_UNIT - EPS_UNIT))
     total, row = np.empty(width), np.empty(width)
     for i in range(first, stop):
@@ -167,7 +169,7 @@ def _subtract(eps, shares, places, constant, first, stop):  # type: ignore[no-un
             total[:] = constant[number]
             for k in range(len(places)):
                 down, right = places[k]
-                _moved(shares[k, number, _within(i + down, height)], right, row)
+                _moved(shares[k, number, _within(i + down, height) - top], right, row)
                 for j in range(width):
                     total[j] += row[j]
             plane, place = number // (CELL * CELL), number % (CELL * CELL)

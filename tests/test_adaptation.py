@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import diffcodec
-from diffcodec import tiles
+from diffcodec import correction, tiles
 from diffcodec.adaptation import NOISE_UNIT, RULES, Adaptation, Rule, inner_products, solve
 from diffcodec.contents import describe
 from diffcodec.correction import OUTPUTS, OWN, WEIGHT_UNIT, Correction
@@ -175,27 +175,32 @@ def test_the_second_rule_leaves_the_noisiest_steps_alone() -> None:
     assert wanted is not None and wanted.weights is not adaptation.weights
 
 
+@pytest.mark.parametrize("chunk", [6, 12, correction.CHUNK])
 @pytest.mark.parametrize(
     ("cells", "sizes"), [(OWN, False), (RULES[2].cells, True), (((0, 0), (2, -1)), False)]
 )
-def test_a_correction_is_what_it_says(cells: tuple[tuple[int, int], ...], sizes: bool) -> None:
+def test_a_correction_is_what_it_says(
+    cells: tuple[tuple[int, int], ...], sizes: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows of cells it is computed of at a time."""
+    monkeypatch.setattr(correction, "CHUNK", chunk)
     rng = np.random.default_rng(3)
     count = 3 * (len(cells) + sizes)
     weights = rng.integers(-(1 << 20), 1 << 20, (count + 1, OUTPUTS)).astype(np.float64)
     features = rng.integers(-(1 << 14), 1 << 14, (3, 4, 6)).astype(np.int16)
     eps = rng.integers(-(1 << 17), 1 << 17, (3, 8, 12)).astype(np.int32)
-    correction = Correction(weights, 2, cells, sizes)
+    own = Correction(weights, 2, cells, sizes)
     found = eps.copy()
-    correction.apply(found, features)
-    told = correction.wanted(features)
+    own.apply(found, features)
+    told = own.wanted(features)
     for c, y, x in product(range(3), range(8), range(12)):
-        own = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
+        column = weights[:, 4 * c + 2 * (y % 2) + x % 2].astype(np.int64)
         around = [(min(max(y // 2 + i, 0), 3), min(max(x // 2 + j, 0), 5)) for i, j in cells]
         phi = np.concatenate([features[:, i, j].astype(np.int64) for i, j in around])
         if sizes:
             phi = np.append(phi, np.abs(features[:, y // 2, x // 2]))
         np.testing.assert_array_equal(told[:, y // 2, x // 2], phi)
-        total = int(own[:-1] @ phi + own[-1] * 128)
+        total = int(column[:-1] @ phi + column[-1] * 128)
         assert found[c, y, x] == eps[c, y, x] - ((total + 512) >> 10)
 
 
