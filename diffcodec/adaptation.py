@@ -19,19 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from diffcodec import tiles
-from diffcodec.correction import CELL, CONSTANT, OUTPUTS, OWN, WEIGHT_UNIT, Correction
+from diffcodec.convolution import I16
+from diffcodec.correction import CELL, CONSTANT, F64, OUTPUTS, OWN, WEIGHT_UNIT, Correction
 from diffcodec.parallel import thread_map
-
-F64 = NDArray[np.float64]
-I16 = NDArray[np.int16]
 
 BAND = 4096
 """Cells, in whole rows of them, that are summed over at a time."""
 PIVOTS = 4
-"""Rows that the elimination takes from all below at a time."""
+"""Rows that the elimination takes from all below at a time, as many as _less_four says."""
 NOISE_UNIT = 8
 NOISE_MAX = (1 << 15) - 1
 WEIGHT_MAX = 1 << 20
@@ -198,9 +195,8 @@ def _solve(a: F64, x: F64) -> None:
                 _less(a[i, end:], a[i, j], a[j, end:])
                 _less(x[i], a[i, j], x[j])
         for i in range(end, n):
-            if end - begin == PIVOTS:
-                _less_four(a[i, end:], a[i, begin:end], a[begin:end, end:])
-                _less_four(x[i], a[i, begin:end], x[begin:end])
+            _less_four(a[i, end:], a[i, begin:end], a[begin:end, end:])
+            _less_four(x[i], a[i, begin:end], x[begin:end])
     for j in range(n - 1, -1, -1):
         x[j] /= a[j, j]
         for i in range(j):

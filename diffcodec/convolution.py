@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from diffcodec import tiles
 from diffcodec.errors import ModelError
 from diffcodec.parallel import thread_map
-from diffcodec.simd import target_has
+from diffcodec.simd import data_of, instruction, target_has
 
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
@@ -81,8 +81,9 @@ class Conv2d:
         """
         if tiles.ALLOWED:
             return self._in_tiles(a)
-        if not MULTIPLY_ADD:
-            return self._in_float32(a)
+        return self._in_vectors(a) if MULTIPLY_ADD else self._in_float32(a)
+
+    def _in_vectors(self, a: I16) -> I32:
         size, channels = self.weight.shape[-1], a.shape[2]
         height, width = a.shape[0] - 2 * BORDER, a.shape[1] - 2 * BORDER
         packed, blocks = self._packed
@@ -117,22 +118,28 @@ class Conv2d:
         over_rows(count, sums.size, work)
         return sums[: height * pitch].reshape(height, pitch, -1)
 
-    @cached_property
-    def _tiled(self) -> tiles.Weights:
+    @property
+    def _ordered(self) -> I16:
+        """The weights as they meet a map, [out, k, k, in], the inputs an even number."""
         out, channels, size, _ = self.weight.shape
         padded = np.zeros((out, size, size, channels + channels % 2), np.int16)
         padded[..., :channels] = self.weight.transpose(0, 2, 3, 1)
-        return tiles.packed(padded.reshape(out, size, -1))
+        return padded
+
+    @cached_property
+    def _tiled(self) -> tiles.Weights:
+        ordered = self._ordered
+        return tiles.packed(ordered.reshape(*ordered.shape[:2], -1))
 
     @cached_property
     def _packed(self) -> tuple[I16, list[int]]:
         """(weights in the order of their use, vectors in every block of output channels)."""
-        out, channels, size, _ = self.weight.shape
-        vectors = -(-out // LANES)
+        ordered = self._ordered
+        vectors = -(-len(ordered) // LANES)
         count = -(-vectors // VECTORS)
         ends = [vectors * k // count for k in range(count + 1)]
-        padded = np.zeros((vectors * LANES, size, size, channels + channels % 2), np.int16)
-        padded[:out, :, :, :channels] = self.weight.transpose(0, 2, 3, 1)
+        padded = np.zeros((vectors * LANES, *ordered.shape[1:]), np.int16)
+        padded[: len(ordered)] = ordered
         pairs = padded.reshape(vectors, LANES, -1, 2).transpose(2, 0, 1, 3)
         blocks = [pairs[:, a:b].ravel() for a, b in pairwise(ends)]
         return np.concatenate(blocks), np.diff(ends).tolist()
@@ -193,13 +200,10 @@ def _generate(vectors: int, context: Any, builder: Any, signature: Any, argument
     _, place, row, pixel, rows, pairs, _, _, there, width, _ = arguments
     word, long = ir.IntType(32), ir.IntType(64)
     sums, halves = ir.VectorType(word, LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
-    kind = ir.FunctionType(sums, [halves, halves])
     tools: Any = cgutils  # which has no types
-    multiply_add = tools.get_or_insert_function(builder.module, kind, MULTIPLY_ADD)
 
     def data(number: int) -> Any:
-        array = context.make_array(signature.args[number])
-        return array(context, builder, arguments[number]).data
+        return data_of(context, builder, signature.args[number], arguments[number])
 
     def at(pointer: Any, *places: Any) -> Any:
         for n in places:
@@ -231,7 +235,7 @@ def _generate(vectors: int, context: Any, builder: Any, signature: Any, argument
                 both = splat(builder.load(pair, align=2))
                 for v, weight in enumerate(loaded):
                     total = totals[k * vectors + v]
-                    more = builder.call(multiply_add, [both, weight])
+                    more = instruction(builder, MULTIPLY_ADD, sums, both, weight)
                     builder.store(builder.add(builder.load(total), more), total)
     for k in range(PIXELS):
         for v in range(vectors):

@@ -62,6 +62,11 @@ class Correction:
     cells: tuple[tuple[int, int], ...] = OWN
     sizes: bool = False
 
+    @property
+    def _places(self) -> NDArray[np.int64]:
+        """Of all that is told, [len(cells), and one more with ``sizes``, 2]."""
+        return np.array([*self.cells, *OWN * self.sizes], np.int64)
+
     def apply(self, eps: I32, features: I16) -> None:
         """Take from eps [3, H, W], in 2**-14, what the weights make of the features.
 
@@ -75,8 +80,8 @@ class Correction:
             part.transpose(0, 2, 1).reshape(-1, count)
             for part in np.split(parts, [len(self.cells)])
         )
-        places = np.array([*self.cells, *OWN * self.sizes])
-        constant, reach = self.weights[-1] * CONSTANT, int(np.abs(places[:, 0]).max())
+        places, constant = self._places, self.weights[-1] * CONSTANT
+        reach = int(np.abs(places[:, 0]).max())
         band = max(1, CHUNK // width)
 
         def work(number: int) -> None:
@@ -95,9 +100,9 @@ class Correction:
     def wanted(self, features: I16) -> I16:
         """[told, H/pitch, W/pitch] of the features."""
         every, (count, height, width) = self.pitch // CELL, features.shape
-        told = count * (len(self.cells) + self.sizes)
+        places = self._places
+        told = count * len(places)
         found = np.empty((told, -(-height // every), -(-width // every)), np.int16)
-        places = np.array([*self.cells, *OWN * self.sizes])
         plain = count * len(self.cells)
         over_rows(
             told, found.size, lambda a, b: _gather(features, places, plain, every, found, a, b)

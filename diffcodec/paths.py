@@ -25,7 +25,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from diffcodec.simd import target_has
+from diffcodec.simd import instruction, target_has
 
 LANES = 16
 HOPELESS = 1e30
@@ -54,17 +54,13 @@ def _part(builder: Any, vector: Any, number: int, count: int) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
 
-def _call(builder: Any, name: str, result: Any, *operands: Any) -> Any:
-    """One of the machine's own instructions."""
-    kind = ir.FunctionType(result, [x.type for x in operands])
-    return builder.call(_tools.get_or_insert_function(builder.module, kind, name), operands)
-
-
 def _call_twice(builder: Any, name: str, result: Any, *operands: Any) -> Any:
     """The same for both halves of its operands."""
     half = ir.VectorType(result.element, result.count // 2)
     low, high = (
-        _call(builder, name, half, *(_part(builder, x, n, x.type.count // 2) for x in operands))
+        instruction(
+            builder, name, half, *(_part(builder, x, n, x.type.count // 2) for x in operands)
+        )
         for n in (0, 1)
     )
     lanes = ir.Constant(ir.VectorType(_INT, result.count), list(range(result.count)))
@@ -75,7 +71,7 @@ def _byte_sums(builder: Any, words: Any) -> Any:
     """Of the four bytes of every lane, less their mean."""
     if target_has("avx512vnni"):
         name = "llvm.x86.avx512.vpdpbusd.512"
-        return _call(builder, name, _INTS, _all(-510), words, _all(0x01010101))
+        return instruction(builder, name, _INTS, _all(-510), words, _all(0x01010101))
     return builder.add(_byte_totals(builder, words), _all(-510))
 
 
@@ -83,8 +79,8 @@ def _byte_totals(builder: Any, words: Any) -> Any:
     ones, units = ir.Constant(_BYTES, [1] * 4 * LANES), ir.Constant(_SHORTS, [1] * 2 * LANES)
     parts = builder.bitcast(words, _BYTES)
     if target_has("avx512bw"):
-        pairs = _call(builder, "llvm.x86.avx512.pmaddubs.w.512", _SHORTS, parts, ones)
-        return _call(builder, "llvm.x86.avx512.pmaddw.d.512", _INTS, pairs, units)
+        pairs = instruction(builder, "llvm.x86.avx512.pmaddubs.w.512", _SHORTS, parts, ones)
+        return instruction(builder, "llvm.x86.avx512.pmaddw.d.512", _INTS, pairs, units)
     if target_has("avx2"):
         pairs = _call_twice(builder, "llvm.x86.avx2.pmadd.ub.sw", _SHORTS, parts, ones)
         return _call_twice(builder, "llvm.x86.avx2.pmadd.wd", _INTS, pairs, units)
@@ -96,7 +92,7 @@ def _byte_totals(builder: Any, words: Any) -> Any:
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once wherever processors can, which is nearly everywhere."""
     if target_has("fma") or target_has("neon"):
-        return _call(builder, "llvm.fma.v16f32", _FLOATS, a, b, c)
+        return instruction(builder, "llvm.fma.v16f32", _FLOATS, a, b, c)
     return builder.fadd(builder.fmul(a, b), c)
 
 
@@ -201,7 +197,7 @@ def _pack(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any], n: A
     if target_has("avx512f"):
         name = "llvm.x86.avx512.mask.compress.v16i32"
         for vector, pointer in zip(vectors, pointers, strict=True):
-            packed = _call(builder, name, _INTS, vector, ir.Constant(_INTS, None), mask)
+            packed = instruction(builder, name, _INTS, vector, ir.Constant(_INTS, None), mask)
             builder.store(packed, _at(builder, pointer, n), align=4)
         number = builder.ctpop(builder.bitcast(mask, ir.IntType(LANES)))
         return builder.add(n, builder.zext(number, _LONG))
@@ -229,7 +225,7 @@ def _pack_half(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any],
     row = builder.load(builder.gep(start, [_LONG(0), builder.zext(chosen, _LONG)]))
     lanes = builder.zext(builder.bitcast(row, ir.VectorType(ir.IntType(8), size)), half)
     for vector, pointer in zip(vectors, pointers, strict=True):
-        packed = _call(builder, "llvm.x86.avx2.permd", half, vector, lanes)
+        packed = instruction(builder, "llvm.x86.avx2.permd", half, vector, lanes)
         builder.store(packed, _at(builder, pointer, n, half), align=4)
     return builder.add(n, builder.zext(builder.ctpop(chosen), _LONG))
 

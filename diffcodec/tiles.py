@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from diffcodec.simd import target_has
+from diffcodec.simd import data_of, instruction, target_has
 
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
@@ -122,17 +122,21 @@ def _aligned(size):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _split(a, low, high):  # type: ignore[no-untyped-def]
+    """int16 numbers, flat, into bytes."""
+    for k in range(len(a)):
+        low[k] = np.uint8(a[k])
+        high[k] = np.uint8(a[k] >> 8)
+
+
+@njit(nogil=True, cache=True)
 def _multiply(a, start, place, row, w, wide, rows, chunks, sums, first, stop, shape):  # type: ignore[no-untyped-def]
     begin = start + first * SIDE * place
     # What follows the last place is read along with it: it meets weights of 0 or is not used.
     needed = (stop - first) * SIDE * place + (rows - 1) * row + chunks * DEPTH
     high = -(-needed // DEPTH) * DEPTH
     planes = _aligned(2 * high)
-    here = a[begin : begin + needed]
-    low_bytes, high_bytes = planes[: len(here)], planes[high : high + len(here)]
-    for k in range(len(here)):
-        low_bytes[k] = np.uint8(here[k])
-        high_bytes[k] = np.uint8(here[k] >> 8)
+    _split(a[begin : begin + needed], planes, planes[high:])
     found = _aligned(4 * TILE).view(np.int32)
     target, outs = sums.reshape(-1), sums.shape[1]
     width = SIDE if wide else 2 * SIDE
@@ -157,6 +161,20 @@ def _multiply(a, start, place, row, w, wide, rows, chunks, sums, first, stop, sh
 
 
 @njit(nogil=True, cache=True)
+def _turn(planes, plane, pitch, chunks, w):  # type: ignore[no-untyped-def]
+    """Rows of ``pitch`` bytes, the high ones ``plane`` bytes behind the low ones, as weights: in
+    words of 4 bytes [block, chunk, high or low, DEPTH / 4, SIDE], as of :func:`packed`."""
+    words, places = planes.view(np.uint32), w.view(np.uint32)
+    for r in range(plane // pitch):
+        to = places[r // SIDE * (2 * TILE * chunks // 4) + r % SIDE :]
+        for byte, offset in ((0, plane), (1, 0)):
+            source = words[(r * pitch + offset) // 4 :]
+            for chunk in range(chunks):
+                for k in range(SIDE):
+                    to[((chunk * 2 + byte) * SIDE + k) * SIDE] = source[chunk * SIDE + k]
+
+
+@njit(nogil=True, cache=True)
 def _inner_products(rows, sums, shape):  # type: ignore[no-untyped-def]
     """Add to ``sums`` and return True; or return False."""
     count, size = len(sums) // SIDE, len(sums)
@@ -175,27 +193,15 @@ def _inner_products(rows, sums, shape):  # type: ignore[no-untyped-def]
     planes, w = _aligned(2 * plane), _aligned(2 * size * depth)
     planes[:] = 0
     found, part = _aligned(4 * TILE).view(np.int32), np.zeros_like(sums)
-    places, target = w.view(np.uint32), part.reshape(-1)
+    target = part.reshape(-1)
     _configure(shape)
     for first in range(0, length, depth):
         here = rows[:, first : first + depth]
         for r in range(len(here)):
             low, high = planes[r * pitch :], planes[plane + r * pitch :]
-            row = here[r]
-            for k in range(len(row)):
-                low[k] = np.uint8(row[k])
-                high[k] = np.uint8(row[k] >> 8)
-            for k in range(len(row), depth):
-                low[k] = high[k] = 0
-        words = planes.view(np.uint32)
-        for r in range(size):
-            # As `packed` has it: [block, chunk, high or low, DEPTH / 4, SIDE] words of 4 bytes.
-            to = places[r // SIDE * (SIDE * depth // 2) + r % SIDE :]
-            for byte, offset in ((0, plane), (1, 0)):
-                source = words[(r * pitch + offset) // 4 :]
-                for chunk in range(chunks):
-                    for k in range(SIDE):
-                        to[((chunk * 2 + byte) * SIDE + k) * SIDE] = source[chunk * SIDE + k]
+            _split(here[r], low, high)
+            low[here.shape[1] : depth] = high[here.shape[1] : depth] = 0
+        _turn(planes, plane, pitch, chunks, w)
         for block in range(count):
             for tile in range(block, count):
                 at = tile * SIDE * pitch
@@ -214,7 +220,7 @@ def _inner_products(rows, sums, shape):  # type: ignore[no-untyped-def]
 
 def _configure_tiles(context, shape):  # type: ignore[no-untyped-def]
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, "ldtilecfg", [_data(context, builder, signature, arguments, 0)])
+        _call(builder, "ldtilecfg", _bytes(context, builder, signature, arguments, 0))
         return context.get_dummy_value()
 
     return types.void(shape), generate
@@ -222,7 +228,7 @@ def _configure_tiles(context, shape):  # type: ignore[no-untyped-def]
 
 def _release_tiles(context):  # type: ignore[no-untyped-def]
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
-        _call(builder, "tilerelease", [])
+        _call(builder, "tilerelease")
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -249,15 +255,14 @@ _release: Any = intrinsic(_release_tiles)
 _tile: Any = intrinsic(prefer_literal=True)(_tile_sums)
 
 
-def _data(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
-    array = context.make_array(signature.args[number])(context, builder, arguments[number])
-    return builder.bitcast(array.data, ir.IntType(8).as_pointer())
+def _call(builder: Any, name: str, *operands: Any) -> None:
+    instruction(builder, f"llvm.x86.{name}", ir.VoidType(), *operands)
 
 
-def _call(builder: Any, name: str, values: list[Any]) -> None:
-    tools: Any = cgutils  # which has no types
-    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-    builder.call(tools.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+def _bytes(context: Any, builder: Any, signature: Any, arguments: Any, number: int) -> Any:
+    """Where those of an array among the arguments begin."""
+    data = data_of(context, builder, signature.args[number], arguments[number])
+    return builder.bitcast(data, ir.IntType(8).as_pointer())
 
 
 def _generate(wide: bool, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -265,31 +270,31 @@ def _generate(wide: bool, context: Any, builder: Any, signature: Any, arguments:
     byte, long = ir.IntType(8), ir.IntType(64)
     tools: Any = cgutils
     planes, w, found, sums = (
-        _data(context, builder, signature, arguments, n) for n in (0, 7, 9, 10)
+        _bytes(context, builder, signature, arguments, n) for n in (0, 7, 9, 10)
     )
 
     def at(pointer: Any, offset: Any) -> Any:
         return builder.gep(pointer, [long(offset) if isinstance(offset, int) else offset])
 
     for n in range(4):
-        _call(builder, "tilezero", [byte(n)])
+        _call(builder, "tilezero", byte(n))
     weights = tools.alloca_once_value(builder, at(w, own))
     with cgutils.for_range(builder, rows) as outer, cgutils.for_range(builder, chunks) as inner:
         depth = builder.mul(inner.index, long(DEPTH))
         here = builder.add(builder.mul(outer.index, row), depth)
         pair = builder.load(weights)
         for n, offset in ((4, high), (5, low)):
-            _call(builder, "tileloadd64", [byte(n), at(planes, builder.add(offset, here)), place])
+            _call(builder, "tileloadd64", byte(n), at(planes, builder.add(offset, here)), place)
         for n in range(2):
-            _call(builder, "tileloadd64", [byte(6 + n), at(pair, n * TILE), long(DEPTH)])
+            _call(builder, "tileloadd64", byte(6 + n), at(pair, n * TILE), long(DEPTH))
         # High bytes have a sign, low ones beside them have none.
         signs = ("ss", "su", "us", "uu") if wide else ("ss", "ss", "us", "us")
         for n, product in enumerate(f"tdpb{pair}d" for pair in signs):
-            _call(builder, product, [byte(n), byte(4 + n // 2), byte(6 + n % 2)])
+            _call(builder, product, byte(n), byte(4 + n // 2), byte(6 + n % 2))
         builder.store(at(pair, 2 * TILE), weights)
     size = 4 * SIDE * SIDE
     for n in range(4):
-        _call(builder, "tilestored64", [byte(n), at(found, n * size), long(DEPTH)])
+        _call(builder, "tilestored64", byte(n), at(found, n * size), long(DEPTH))
     _join(builder, found, sums, there, outs, wide)
     return context.get_dummy_value()
 

@@ -36,6 +36,16 @@ def test_the_shipped_model_is_the_default(bird: U8, bird_file: bytes) -> None:
     np.testing.assert_array_equal(decoded.pixels, bird)
 
 
+@pytest.mark.parametrize("width", [8, 520])
+def test_effort_5_is_the_default_of_small_and_large_pictures(width: int, exact_tiny: Model) -> None:
+    picture = np.random.default_rng(4).integers(0, 256, (8, width), dtype=np.uint8)
+    options = {"model": exact_tiny, "max_bytes": 600}
+    assert diffcodec.encode(picture, **options) == diffcodec.encode(picture, effort=5, **options)
+    assert diffcodec.encode_batch([picture], model=exact_tiny) == [
+        diffcodec.encode(picture, effort=5, model=exact_tiny)
+    ]
+
+
 def test_images_arrays_and_pictures_give_the_same_file(pixels: U8, tiny: Model) -> None:
     options = {"model": tiny, "effort": 1, "plan": SHORT_PLAN}
     expected = diffcodec.encode(pixels, **options)
