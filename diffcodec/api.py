@@ -25,9 +25,9 @@ from diffcodec.contents import (
     truncate,
     verify,
 )
+from diffcodec.endings import best_ending
 from diffcodec.errors import DamageError, DataError, FormatError
 from diffcodec.extras import EXCESS, Front
-from diffcodec.final_layer import strips
 from diffcodec.image import (
     Metadata,
     Picture,
@@ -38,7 +38,15 @@ from diffcodec.image import (
 )
 from diffcodec.model import Model
 from diffcodec.parallel import one_blas_thread, one_torch_thread, thread_map
-from diffcodec.plans import DEFAULT_EFFORT, EFFORTS, SMALL_PIXELS, Plan, plan_for, search_for
+from diffcodec.plans import (
+    DEFAULT_EFFORT,
+    EFFORTS,
+    SMALL_PIXELS,
+    Plan,
+    endings,
+    plan_for,
+    search_for,
+)
 from diffcodec.quality import psnr
 from diffcodec.registry import default_model, is_listed
 from diffcodec.render import RENDERS, mean
@@ -120,8 +128,8 @@ def encode(
     model: by default what suits the picture's size; effort: 1…9; stop_t: no layer finer than the
     smallest coded timestep ≥ stop_t is written; max_bytes: the file is cut there;
     target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
-    plan: instead of the model's, which is mirrored from effort 6 on (an exact model knows the
-    timesteps of its own plan only);
+    plan: instead of the model's, which is mirrored from effort 6 on and, where it may be, cut
+    short before steps that bring nothing (an exact model knows the timesteps of its own plan only);
     watch is called after every step and strip.  Raises DataError, FormatError or ModelError.
     """
     picture = _picture(picture)
@@ -130,13 +138,15 @@ def encode(
         raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
     model = model or default_model(area)
     front, trailer = extras.pack(picture)
-    header = _header(
-        picture, model, plan or plan_for(model.plan, effort), seed, bool(front), bool(trailer)
-    )
+    chosen = plan or plan_for(model.plan, effort)
+    model.check_plan(chosen)
+    if plan is None:
+        with one_blas_thread():
+            chosen = best_ending(model, picture.levels, endings(chosen), picture.grey, seed)
+    header = _header(picture, model, chosen, seed, bool(front), bool(trailer))
     check_size(header, max_bytes, front)
-    model.check_plan(header.plan)
     writer, settings = Writer(header, front), settings_of(header)
-    rows = strips(picture.height)
+    rows = settings.strips
     pulse = _Pulse(progress, len(header.plan.steps) * len(settings.groups) + len(rows))
     last = smallest_coded(header.plan, stop_t)
     if last == header.plan.timesteps[0]:

@@ -21,11 +21,11 @@ from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import ModelError
 from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX, X_UNIT
 from diffcodec.experts import expert_at, join
-from diffcodec.final_layer import fit_neighbours
+from diffcodec.final_layer import fit_weights
 from diffcodec.model import Model, ModelConfig
-from diffcodec.model_check import NEIGHBOUR_MAX, NEIGHBOURS
+from diffcodec.model_check import NEIGHBOURS
 from diffcodec.objective import block_transform
-from diffcodec.plans import PLANS
+from diffcodec.plans import PLANS, Plan, endings
 from diffcodec.quantize import quantize
 from diffcodec.reverse import evaluate, final_distribution
 from diffcodec.transform import BANDS, BLOCK
@@ -47,26 +47,33 @@ def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     floors, pictures, parts = model.config.experts, torch.from_numpy(images), []
+    plans = endings(model.plan)
+    timesteps = sorted({t for plan in plans for t in plan.timesteps}, reverse=True)
     for number, network in enumerate(model.networks):
-        own = [t for t in model.plan.timesteps if expert_at(floors, t) == number]
+        own = [t for t in timesteps if expert_at(floors, t) == number]
         own = own or [floors[number]]  # a network that the plan has no use for
         parts.append(quantize(network, model.schedule, own, pictures, generator))
     tensors = join(parts)
     exact = Model(model.config, model.network.state_dict(), tensors)
-    return {**tensors, NEIGHBOURS: _neighbours(exact, images, seed)}
+    for plan in plans:
+        tensors |= _neighbours(exact, plan, images, seed)
+    return tensors
 
 
-def _neighbours(model: Model, images: U8, seed: int) -> Tensor:
-    """The final layer's weights of neighbours, int64 [3, 6], with which the model does best."""
+def _neighbours(model: Model, plan: Plan, images: U8, seed: int) -> dict[str, Tensor]:
+    """The weights of neighbours with which the final layer of ``plan`` does best, by their name."""
     rng = np.random.default_rng(seed)
     pictures = []
     for x_0 in images:
-        x_1 = model.schedule.q_sample(x_0 / 127.5 - 1.0, 1, rng.standard_normal(x_0.shape))
-        state = np.rint(x_1 * (1 << X_UNIT)).astype(np.int32)
-        out = evaluate(model, state, 1)
-        pictures.append((x_0.astype(np.int64), final_distribution(model, out, state, grey=False)))
-    weights = np.clip(fit_neighbours(pictures), -NEIGHBOUR_MAX, NEIGHBOUR_MAX)
-    return torch.from_numpy(weights)
+        x_t = model.schedule.q_sample(x_0 / 127.5 - 1.0, plan.end, rng.standard_normal(x_0.shape))
+        state = np.rint(x_t * (1 << X_UNIT)).astype(np.int32)
+        out = evaluate(model, state, plan.end, plan)
+        p = final_distribution(model, out, state, plan, grey=False)
+        pictures.append((x_0.astype(np.int64), p))
+    found = fit_weights(pictures, plan.passes)
+    if plan.passes == 2:
+        return {NEIGHBOURS: torch.from_numpy(np.ascontiguousarray(found[1, :, :6]))}
+    return {f"{NEIGHBOURS}.{plan.end}": torch.from_numpy(found)}
 
 
 def default_crop(config: ModelConfig, pictures: list[U8]) -> int:
@@ -112,7 +119,7 @@ def calibrate(
         "pixel": _final_constants(residuals, float(config.schedule.sigma_levels(1))),
     }
     model = Model(config, weights, calibration=tensors)
-    return {**tensors, NEIGHBOURS: _neighbours(model, images, seed)}
+    return tensors | _neighbours(model, model.plan, images, seed)
 
 
 def _measure(

@@ -40,6 +40,7 @@ CATALOGUE: dict[int, Entry] = {
     13: Entry("photo", bytes.fromhex("fbfe52"), 14),
     14: Entry("photo", bytes.fromhex("fbfe52"), 15),
 }
+CATALOGUE |= {n: Entry("photo", bytes.fromhex("56b59e"), n + 3) for n in range(15, 21)}
 
 
 def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:

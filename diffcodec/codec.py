@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from diffcodec import final_layer
 from diffcodec.errors import FormatError
-from diffcodec.final_layer import strips
 from diffcodec.model import Model
 from diffcodec.plans import Search
 from diffcodec.render import Render, mean
@@ -43,7 +42,7 @@ class SentLayer:
 
     b: the timestep reached (0 for a strip of the final layer); check: of the state x_b, one
     byte; noise_ratio: E[(y − d)²], which is 1 when the channel conveys exactly what was asked;
-    shown: levels uint8 [3, H, W] of x̂_0 *before* it; x: the state x_b (x_1 for a strip), which
+    shown: levels uint8 [3, H, W] of x̂_0 *before* it; x: the state x_b (the last for a strip), which
     the next layer overwrites.
     """
 
@@ -128,9 +127,9 @@ def send(
         x, out = sent.step.arrive(), sent.ahead  # line 3
         yield SentLayer(b, sent.code, state_check(x), sent.ratio, sent.step.shown, x)
     final = Final(model, x, settings, out)
-    for rows in strips(settings.height):  # line 5
+    for rows in settings.strips:  # line 5
         own = x_0[:, rows].astype(np.int64)
-        code = final_layer.send_strip(own, final.distribution(rows), grey)
+        code = final_layer.send_strip(own, final.distribution(rows), grey, final.lessons)
         pulse()
         yield SentLayer(0, code, 0, 1.0, final.shown, x)
 
@@ -149,7 +148,7 @@ def receive(
 
     Stops at the smallest coded timestep ≥ ``stop_t``; ``render`` makes a picture of a state
     x_t; with ``draw`` what did not arrive of a step is drawn from p_θ; ``watch`` is called after
-    every whole layer (t = 1: also after strips).  Raises FormatError for the first layer whose
+    every whole layer and strip.  Raises FormatError for the first layer whose
     contents are impossible or whose check the state it leads to does not match.
     """
     grey, plan, model = settings.grey, settings.plan, adapted(model, settings)
@@ -180,20 +179,21 @@ def receive(
         watch(t, partial(_show, model, x, t, settings, render))
     final = Final(model, x, settings)
     levels, done = final.shown, stop_t == 0
-    for number, rows in enumerate(strips(settings.height)):
+    for number, rows in enumerate(settings.strips):
         with _naming(plan.label(len(plan.layers) + number), sure):
             strip = source.strip() if stop_t == 0 else None
             if strip is None:
                 done = False
                 break
             values, certain = final_layer.receive_strip(
-                strip.code, final.distribution(rows), grey, strip.whole
+                strip.code, final.distribution(rows), grey, strip.whole, final.lessons
             )
             levels[:, rows] = np.where(certain, values, levels[:, rows])
             done &= strip.whole
         if strip.whole:
             watch(t, levels.copy)
-    return Reconstruction(levels, 0 if done else t, evaluations + plan.evaluations([1]))  # line 5
+    evaluations += plan.evaluations([plan.end])
+    return Reconstruction(levels, 0 if done else t, evaluations)  # line 5
 
 
 def _show(model: Model, x: I32, t: int, settings: Settings, render: Render) -> U8:

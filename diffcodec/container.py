@@ -13,8 +13,7 @@ from itertools import pairwise
 from diffcodec.bits import crc8, decode_varint, encode_varint, from_zigzag, zigzag
 from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import FormatError
-from diffcodec.final_layer import STRIP_ROWS
-from diffcodec.plans import PLANS, Plan
+from diffcodec.plans import PLANS, STRIP_ROWS, Plan
 
 MAGIC = b"\xdd"
 VERSION = 6
@@ -104,6 +103,11 @@ class Header:
         return (steps // 3 + values // 48) // -(-self.height // STRIP_ROWS)
 
     @property
+    def strips(self) -> list[slice]:
+        """The rows of the final layer's strips."""
+        return self.plan.strips(self.height, self.width)
+
+    @property
     def has_lengths(self) -> bool:
         """Whether layers of steps say how long they are; a small picture need not afford it."""
         return self.width * self.height > SMALL
@@ -145,11 +149,12 @@ class Header:
             out += encode_varint(self.height)
         out += bytes([listed]) if listed else bytes([UNLISTED]) + self.fingerprint
         if number is None:
-            if self.plan.mirrored or self.plan.adaptive:
-                raise FormatError(
-                    "a plan with mirror images or adaptation must be one that has a number"
-                )
             t = self.plan.timesteps
+            if Plan(t, self.plan.eta, self.plan.grouped) != self.plan or self.plan.end != 1:
+                raise FormatError(
+                    "a plan with mirror images, adaptation, four passes or another end than t = 1 "
+                    "must be one that has a number"
+                )
             out += bytes([EXPLICIT_PLAN, len(t) - 1, self.plan.eta, self.plan.grouped])
             for value in (t[0], *(a - b for a, b in pairwise(t))):
                 out += encode_varint(value)
@@ -279,6 +284,8 @@ def _read_plan(cursor: _Cursor) -> Plan:
     timesteps = [cursor.varint(1, 1 << 16, "a timestep")]
     for _ in range(steps):
         timesteps.append(timesteps[-1] - cursor.varint(1, 1 << 16, "a timestep"))
+    if timesteps[-1] != 1:
+        raise FormatError(f"the header is damaged: its plan ends at t = {timesteps[-1]}")
     try:
         return Plan(tuple(timesteps), eta, grouped)
     except ValueError as e:

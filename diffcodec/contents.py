@@ -11,7 +11,6 @@ from diffcodec.codec import receive
 from diffcodec.container import Header, Layer, LayerReader
 from diffcodec.errors import DamageError, FormatError, ModelError
 from diffcodec.extras import EXCESS
-from diffcodec.final_layer import strips
 from diffcodec.image import U8, to_array
 from diffcodec.model import Model
 from diffcodec.parallel import one_blas_thread, one_torch_thread
@@ -85,7 +84,7 @@ def parse(content: bytes, model: Model | None = None, *, max_pixels: int | None 
         sound = e.sound if isinstance(e, DamageError) else reader.sound
         reader.layers = [layer for layer in reader.layers if layer.end <= sound]
     layers = reader.layers
-    expected = len(header.plan.layers) + len(strips(header.height))
+    expected = len(header.plan.layers) + len(header.strips)
     complete = damage is None and len(layers) == expected and layers[-1].whole
     listed = front.chunks
     try:
@@ -111,12 +110,12 @@ def verify(header: Header, reader: LayerReader, levels: U8) -> None:
     levels: uint8 [3, H, W]; DamageError if they are others.
     """
     found = reader.layers[len(header.plan.layers) :]
-    for rows, layer in zip(strips(header.height), found, strict=False):
+    for rows, layer in zip(header.strips, found, strict=False):
         pixels = pixel_bytes(levels[:, rows], header.grey)
         if layer.whole and header.pixel_check(pixels) != layer.check:
             # Where the state after all steps has no check, a strip before this one is as good.
             is_sure = header.has_lengths or rows.start > 0
-            sure = 1 if is_sure else header.plan.layers[0][-1][1]
+            sure = header.plan.end if is_sure else header.plan.layers[0][-1][1]
             raise DamageError(
                 f"rows {rows.start} to {rows.stop - 1} differ from the original: the file is "
                 "damaged or was written by another machine's arithmetic; "
@@ -128,7 +127,7 @@ def verify(header: Header, reader: LayerReader, levels: U8) -> None:
 def _skim(reader: LayerReader, header: Header) -> None:
     """Find all layers of a file by their lengths."""
     steps = len(header.plan.layers)
-    for number in range(steps + len(strips(header.height))):
+    for number in range(steps + len(header.strips)):
         try:
             if number < steps:
                 going_on = reader.skip()
@@ -246,6 +245,7 @@ def describe(
         "timesteps": list(plan.timesteps),
         "mirrored": plan.mirrored,
         "adaptive": plan.adaptive,
+        "passes": plan.passes,
         "eta": plan.eta / 128,
         "seed": header.seed,
         "header_bytes": contents.header_size,

@@ -22,15 +22,15 @@ from diffcodec.bits import decode_varint
 from diffcodec.codec import SentLayer
 from diffcodec.contents import settings_of
 from diffcodec.errors import FormatError
-from diffcodec.final_layer import COEF_UNIT, NEIGHBOUR_UNIT, ideal_bits
+from diffcodec.final_layer import ideal_bits
 from diffcodec.image import Picture, from_array, to_array
 from diffcodec.model import Model
 from diffcodec.plans import Plan
 from diffcodec.quality import psnr, rmse
 from diffcodec.render import mean
-from diffcodec.reverse import evaluate, predict_x0, start, to_levels
+from diffcodec.reverse import start
 from diffcodec.steps import Cut, Final, Settings, Step, adapted, receive_step
-from diffcodec.tables import OCTAVE, Y_UNIT
+from diffcodec.tables import Y_UNIT
 
 PREVIEW_BPP = 0.1
 """Where the time to a first picture is measured."""
@@ -112,16 +112,14 @@ def ideal_chain(
             watch(step.shown)  # of x_a, where the step before arrived
         x = step.arrive()
         bits.append(total)
-    out = evaluate(model, x, 1, plan.mirrors(1))
-    x0_hat = predict_x0(model, x, 1, out, picture.grey)
+    final = Final(model, x, settings)
     if watch:
-        watch(to_levels(x0_hat))
-    means = (x0_hat + 1.0) * 127.5
-    scale = np.exp2((out.scale_index.astype(np.int64) + model.schedule.sigma_index(1)) / OCTAVE)
-    coefs = out.coefs / COEF_UNIT
-    neighbours = model.neighbours / NEIGHBOUR_UNIT
-    final = ideal_bits(picture.levels.astype(np.int64), means, scale, coefs, neighbours)
-    return [*bits, final / 3.0 if picture.grey else final]
+        watch(final.shown)
+    total = 0.0
+    for rows in settings.strips:
+        own = picture.levels[:, rows].astype(np.int64)
+        total += ideal_bits(own, final.distribution(rows), picture.grey, final.lessons)
+    return [*bits, total]
 
 
 def evaluate_picture(
@@ -233,7 +231,9 @@ def shown_at(content: bytes, sizes: list[int], model: Model) -> list[U8]:
         x = step.arrive()
         if layer.end in sizes:
             whole = (
-                mean(model, x.copy(), b, settings)[0] if b > 1 else Final(model, x, settings).shown
+                Final(model, x, settings).shown
+                if b == header.plan.end
+                else mean(model, x.copy(), b, settings)[0]
             )
             found[layer.end] = to_array(whole, grey)
     return [
@@ -272,7 +272,10 @@ def _layer_reports(
 
 
 def summarise(reports: list[ImageReport]) -> dict[str, Any]:
-    """Means over pictures; ratios are of sums, so that large pictures count by their bits."""
+    """Means over pictures; ratios are of sums, so that large pictures count by their bits.
+
+    The steps of some may end sooner than those of others: means of a layer are of those with it.
+    """
 
     def mean(value: Callable[[ImageReport], float]) -> float:
         return float(np.mean([value(r) for r in reports]))
@@ -280,15 +283,20 @@ def summarise(reports: list[ImageReport]) -> dict[str, Any]:
     def median(value: Callable[[ImageReport], float]) -> float:
         return float(np.median([value(r) for r in reports]))
 
+    by_timestep: dict[int, list[LayerReport]] = {}
+    for report in reports:
+        for layer in report.layers:
+            by_timestep.setdefault(layer.t, []).append(layer)
     layers = []
-    for column in zip(*(r.layers for r in reports), strict=True):
+    for t, column in sorted(by_timestep.items(), reverse=True):
         real, ideal = sum(c.real_bits for c in column), sum(c.ideal_bits for c in column)
         layers.append(
             {
-                "t": column[0].t,
+                "t": t,
+                "pictures": len(column),
                 "noise_levels": column[0].noise_levels,
-                "real_bits": real / len(reports),
-                "ideal_bits": ideal / len(reports),
+                "real_bits": real / len(column),
+                "ideal_bits": ideal / len(column),
                 "overhead": real / ideal if ideal else math.nan,
                 "noise_ratio": float(np.mean([c.noise_ratio for c in column])),
                 "psnr": float(np.mean([c.psnr for c in column])),

@@ -56,9 +56,10 @@ NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 class Integers(NamedTuple):
     """The network's outputs as both sides use them; eps int32, the rest int16.
 
-    An exact network has no coef_index at t = 1, and neither scale_index nor coefs elsewhere.
+    An exact network has no coef_index for the final layer, and neither scale_index nor coefs for a
+    step.
     eps: [3, H, W] in 2**-14; coef_index: [192, H/8, W/8], log2 of the variance of W(ε − ε̂) in
-    1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_1, in 1/8; coefs:
+    1/8; scale_index: [3, H, W], log2 of the final layer's scale over σ_t, in 1/8; coefs:
     [3, H, W], G→R, G→B, R→B in 1/64; features: int16, as :meth:`Correction.wanted` has them, if
     there is one.
     """
@@ -184,10 +185,13 @@ class ExactNetwork:
             self._add_step(r, self._quantized(sums, shape, other, row), other, row)
         return r
 
-    def __call__(self, x: Tensor, t: int, correction: Correction | None = None) -> Integers:
+    def __call__(
+        self, x: Tensor, t: int, correction: Correction | None = None, final: bool = False
+    ) -> Integers:
         """Evaluate at timestep ``t``: x int32 [3, H, W] in 2**-16, H and W multiples of 8.
 
-        ``t`` is one of ``rows``.  With a correction it is applied to ε̂.
+        ``t`` is one of ``rows``.  With a correction it is applied to ε̂; ``final``: for the final
+        layer, else for a step.
         """
         row, (height, width) = self.rows[t], x.shape[1:]
         with torch.inference_mode():
@@ -206,7 +210,7 @@ class ExactNetwork:
             out = self._real(self._conv(head, "eps_head"), half, "eps_head", row)
             skip, gain = self.tensors["eps"][row].double()
             eps = state.double() * skip + F.pixel_shuffle(out, 2) * gain
-            if t == 1:
+            if final:
                 pixel = self._real(self._conv(head, "pixel_head"), half, "pixel_head", row)
                 found = round_outputs(eps[0], pixel=F.pixel_shuffle(pixel, 2)[0])
             else:

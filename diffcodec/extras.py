@@ -15,7 +15,6 @@ from diffcodec import chunks
 from diffcodec.chunks import Chunk
 from diffcodec.container import PIXELS_PER_BYTE, TRUSTED_PIXELS, Header, LayerReader
 from diffcodec.errors import FormatError
-from diffcodec.final_layer import STRIP_ROWS
 from diffcodec.image import Metadata, Picture, orientation_exif
 
 U8 = NDArray[np.uint8]
@@ -102,7 +101,7 @@ def _is_complete(header: Header, reader: LayerReader) -> bool:
     try:
         if not all([reader.skip() for _ in header.plan.layers]):
             return False
-        strips = [reader.strip() for _ in range(0, header.height, STRIP_ROWS)]
+        strips = [reader.strip() for _ in header.strips]
     except FormatError:
         return False
     return strips[-1] is not None and strips[-1].whole

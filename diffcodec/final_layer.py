@@ -1,19 +1,22 @@
-"""The last layer, x_0 given x_1: the discretised decoder of eq. 13, range-coded.
+"""The last layer, x_0 given x_t: the discretised decoder of eq. 13, range-coded.
 
 Every pixel value gets the mass of a Gaussian over its bin (the outermost bins open), with the
-model's mean x̂_0(x_1) and a predicted scale.  Pixels are coded in two passes like the fields of
-a chessboard: first the even ones, then the odd ones, whose means are corrected by the residuals
-of the four neighbours, all even.  In each pass channels go G, R, B, each mean corrected by the
-residuals before it.  Means are integers in 1/16 level, scales lie on a 1/8-octave grid, so
-there are few distinct distributions and symbols are coded distribution by distribution: in each
-channel of a pass by ascending distribution, in reading order.
+model's mean x̂_0(x_t) and a predicted scale; t is where the plan's steps end, mostly 1.  Pixels
+are coded in two passes like the fields of a chessboard, first the even ones, then the odd ones, or
+each of these in two passes again.  From the second pass on means are corrected by the residuals of
+those of the eight neighbours that are known.  In each pass channels go G, R, B, each mean corrected
+by the residuals before it.  What neighbours tell, and how large residuals are, can be learnt from
+strip to strip (see lessons.py).  Means are integers in 1/16 level, scales lie on a 1/8-octave
+grid, so there are few distinct distributions and symbols are coded distribution by distribution: in
+each channel of a pass by ascending distribution, in reading order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,18 +32,22 @@ from diffcodec.entropy import (
     integer_probabilities,
 )
 from diffcodec.errors import FormatError
+from diffcodec.lessons import (
+    MEAN_UNIT,
+    REGRESSORS,
+    SCALE_MAX,
+    SCALE_MIN,
+    WEIGHT_MAX,
+    WEIGHT_UNIT,
+    Lessons,
+)
 
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-MEAN_UNIT = 16
 COEF_UNIT = 64
-NEIGHBOUR_UNIT = 1024
-NEIGHBOUR_LIMIT = 3 * MEAN_UNIT
-"""Residuals of neighbours count for at most this much, in 1/16 level."""
-NO_NEIGHBOURS = np.zeros((3, 6), dtype=np.int64)
-SCALE_MIN, SCALE_MAX = -3 * tables.OCTAVE, 7 * tables.OCTAVE
-STRIP_ROWS = 64
+FIELDS = {2: (((0, 0), (1, 1)), ((0, 1), (1, 0))), 4: (((0, 0),), ((1, 1),), ((0, 1),), ((1, 0),))}
+"""Pass by pass where its pixels are: row and column modulo 2."""
 RED, GREEN, BLUE = 0, 1, 2
 
 _SPAN = 255
@@ -48,19 +55,23 @@ _EDGE_LIMIT = 64
 _KEY = 257
 
 
+def no_lessons(passes: int = 2) -> Lessons:
+    """Nothing is known of what residuals say of others, nor learnt."""
+    return Lessons(np.zeros((passes, 3, REGRESSORS), dtype=np.int64), learns=False)
+
+
 @dataclass(frozen=True)
 class Distribution:
-    """p_θ(x_0 | x_1) of a strip; all int64 [3, h, w].
+    """p_θ(x_0 | x_t) of a strip; all int64 [3, h, w].
 
     mean: in 1/16 level; scale: log2 of the standard deviation in levels, in 1/8;
-    coefs: G→R, G→B, R→B in 1/64; neighbours: [3, 6] in 1/1024, see :func:`neighbour_sums`;
+    coefs: G→R, G→B, R→B in 1/64;
     rounds: whether corrections are rounded to 1/16 level, or down (version 5 of the format).
     """
 
     mean: I64
     scale: I64
     coefs: I64
-    neighbours: I64 = field(default_factory=NO_NEIGHBOURS.copy)
     rounds: bool = True
 
     def divide(self, sums: I64, by: int) -> I64:
@@ -74,7 +85,6 @@ class Distribution:
             self.mean[:, part],
             self.scale[:, part],
             self.coefs[:, part],
-            self.neighbours,
             self.rounds,
         )
 
@@ -107,9 +117,8 @@ def _model(key: int) -> tuple[SymbolModel, NDArray[np.float32]]:
 
 
 def _keys(mean: I64, scale: I64) -> tuple[I64, I64]:
-    """(distribution key, ⌊mean⌋) for pixels of one channel, [n] each."""
+    """(distribution key, ⌊mean⌋) for pixels of one channel, [n] each; scales are within limits."""
     mean = np.clip(mean, 0, MEAN_UNIT * _SPAN + MEAN_UNIT - 1)
-    scale = np.clip(scale, SCALE_MIN, SCALE_MAX)
     floor, phase = mean // MEAN_UNIT, mean % MEAN_UNIT
     reach = np.minimum(_REACH[scale - SCALE_MIN], _EDGE_LIMIT)
     near = (floor < reach) | (floor > _SPAN - reach)
@@ -121,26 +130,44 @@ _REACH = np.array([int(5 * tables.scale_levels(i)) + 2 for i in range(SCALE_MIN,
 """Distance from 0 or 255, in levels, within which a distribution feels the edge."""
 
 
-def strips(height: int) -> list[slice]:
-    """Row ranges of the layer's independently coded strips."""
-    return [slice(top, min(top + STRIP_ROWS, height)) for top in range(0, height, STRIP_ROWS)]
-
-
-def even_fields(height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels of the first pass, [height, width]: row + column is even."""
-    rows, columns = np.ogrid[:height, :width]
-    return np.asarray((rows + columns) % 2 == 0)
+def fields(passes: int, height: int, width: int) -> list[NDArray[np.bool_]]:
+    """The pixels of each pass, [height, width]."""
+    masks = []
+    for places in FIELDS[passes]:
+        mask = np.zeros((height, width), dtype=bool)
+        for row, column in places:
+            mask[row::2, column::2] = True
+        masks.append(mask)
+    return masks
 
 
 def neighbour_sums(residuals: NDArray[Any]) -> NDArray[Any]:
-    """[6, h, w] from residuals [3, h, w]: above + below in R, G, B, then left + right.
+    """[9, h, w] from residuals [3, h, w]: above + below in R, G, B, then left + right, then the
+    four diagonal ones.
 
     Beyond the strip there is nothing to add.
     """
     padded = np.pad(residuals, [(0, 0), (1, 1), (1, 1)])
-    vertical = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1]
+    vertical = padded[:, :-2] + padded[:, 2:]
     horizontal = padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
-    return np.concatenate([vertical, horizontal])
+    diagonal = vertical[:, :, :-2] + vertical[:, :, 2:]
+    return np.concatenate([vertical[:, :, 1:-1], horizontal, diagonal])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The pixels ``own`` [h, w] of a channel in the pass ``number``; in reading order, [n] each:
+    their mean and scale, corrected by all that is known, and before the lessons; the regressors
+    that these are about, [REGRESSORS, n]."""
+
+    number: int
+    channel: int
+    own: NDArray[np.bool_]
+    mean: I64
+    scale: I64
+    plain_mean: I64
+    plain_scale: I64
+    known: I64
 
 
 class _Pixels:
@@ -149,59 +176,80 @@ class _Pixels:
     residuals: 1/16 level, [3, h, w], 0 where a pixel is not known yet.
     """
 
-    def __init__(self, p: Distribution, grey: bool) -> None:
-        self.p, self.grey = p, grey
-        self.even = even_fields(*p.mean.shape[1:])
-        self.channels = (GREEN,) if grey else (GREEN, RED, BLUE)
+    def __init__(self, p: Distribution, grey: bool, lessons: Lessons) -> None:
+        self.p, self.grey, self.lessons = p, grey, lessons
+        self.fields = fields(lessons.passes, *p.mean.shape[1:])
         self.residuals = np.zeros(p.mean.shape, dtype=np.int64)
-        self.shift = np.zeros(p.mean.shape, dtype=np.int64)
 
-    def passes(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """(channel, its pixels [h, w]) in coding order."""
-        for channel in self.channels:
-            yield channel, self.even
-        near = np.clip(self.residuals, -NEIGHBOUR_LIMIT, NEIGHBOUR_LIMIT)
-        weights = self.p.neighbours
-        if self.grey:  # there is one plane, in G's place
-            weights = weights * np.isin(np.arange(6), (GREEN, 3 + GREEN))
-        for channel in self.channels:
-            total = np.tensordot(weights[channel], neighbour_sums(near), axes=1)
-            self.shift[channel] = self.p.divide(total, NEIGHBOUR_UNIT)
-        for channel in self.channels:
-            yield channel, ~self.even
+    def passes(self) -> Iterator[_Pass]:
+        """In coding order; :meth:`tell` what the pixels are before asking for the next."""
+        limit = self.lessons.limit
+        for number, own in enumerate(self.fields):
+            around = neighbour_sums(np.clip(self.residuals, -limit, limit))[:, own]
+            for channel in (GREEN,) if self.grey else (GREEN, RED, BLUE):
+                yield self._pass(number, channel, own, around)
+        self.lessons.end_strip()
 
-    def parameters(self, channel: int) -> tuple[I64, I64]:
-        """(mean, scale) [h, w] of a channel, its mean corrected by all that is known."""
-        p, residuals = self.p, self.residuals
+    def _pass(self, number: int, channel: int, own: NDArray[np.bool_], around: I64) -> _Pass:
+        p, lessons = self.p, self.lessons
+        here = self.residuals[[GREEN, RED]][:, own]  # of those not coded yet 0
+        known = np.concatenate([around, np.clip(here, -lessons.limit, lessons.limit)])
+        mean, scale = self._parameters(channel, own)
+        weights = lessons.weights[number, channel]
+        told = weights.astype(np.float64) @ known  # whole numbers, and exact
+        corrected = mean + p.divide(told.astype(np.int64), WEIGHT_UNIT)
+        corrected_scale = lessons.scales(number, channel, scale)
+        return _Pass(number, channel, own, corrected, corrected_scale, mean, scale, known)
+
+    def _parameters(self, channel: int, own: NDArray[np.bool_]) -> tuple[I64, I64]:
+        """(mean, scale) [n] of a channel, the mean corrected by the channels before it."""
+        p = self.p
         if self.grey:
-            # x_1 holds three views of one value: 1/√3 of the spread.
-            mean = p.divide(p.mean.sum(axis=0), 3) + self.shift[GREEN]
-            return mean, p.scale[GREEN] - round(tables.OCTAVE * 0.79)
-        mean = p.mean[channel] + self.shift[channel]
+            # x_t holds three views of one value: 1/√3 of the spread.
+            mean = p.divide(p.mean[:, own].sum(axis=0), 3)
+            return mean, p.scale[GREEN][own] - round(tables.OCTAVE * 0.79)
+        mean, coefs = p.mean[channel][own], p.coefs[:, own]
+        green, red = self.residuals[GREEN][own], self.residuals[RED][own]
         if channel == RED:
-            mean = mean + p.divide(p.coefs[0] * residuals[GREEN], COEF_UNIT)
+            mean = mean + p.divide(coefs[0] * green, COEF_UNIT)
         if channel == BLUE:
-            green, red = p.coefs[1] * residuals[GREEN], p.coefs[2] * residuals[RED]
-            mean = mean + p.divide(green + red, COEF_UNIT)
-        return mean, p.scale[channel]
+            mean = mean + p.divide(coefs[1] * green + coefs[2] * red, COEF_UNIT)
+        return mean, p.scale[channel][own]
+
+    def tell(self, part: _Pass, levels: I64) -> None:
+        """What the pixels of a pass are, [n]."""
+        residual = MEAN_UNIT * levels - part.mean
+        self.residuals[part.channel][part.own] = residual
+        missing = MEAN_UNIT * levels - part.plain_mean
+        place = part.number, part.channel
+        self.lessons.look(*place, part.known, missing, residual, part.plain_scale)
 
 
-def send_strip(x_0: I64, p: Distribution, grey: bool = False) -> bytes:
-    """Code levels x_0 int64 [3, h, w] in 0…255 (three equal planes if ``grey``)."""
+def send_strip(
+    x_0: I64, p: Distribution, grey: bool = False, lessons: Lessons | None = None
+) -> bytes:
+    """Code levels x_0 int64 [3, h, w] in 0…255 (three equal planes if ``grey``).
+
+    The ``lessons`` of the strips before are heeded and become those of this one, too.
+    """
     coder = Encoder()
-    pixels = _Pixels(p, grey)
-    for channel, own in pixels.passes():
-        mean, scale = pixels.parameters(channel)
-        keys, floor = _keys(mean[own], scale[own])
-        symbols = x_0[channel][own] - floor + _SPAN
+    pixels = _Pixels(p, grey, lessons or no_lessons())
+    for part in pixels.passes():
+        levels = x_0[part.channel][part.own]
+        keys, floor = _keys(part.mean, part.scale)
+        symbols = levels - floor + _SPAN
         for key, members in _groups(keys):
             coder.encode(symbols[members], _model(key)[0])
-        pixels.residuals[channel][own] = MEAN_UNIT * x_0[channel][own] - mean[own]
+        pixels.tell(part, levels)
     return coder.getvalue()
 
 
 def receive_strip(
-    code: bytes, p: Distribution, grey: bool = False, complete: bool = True
+    code: bytes,
+    p: Distribution,
+    grey: bool = False,
+    complete: bool = True,
+    lessons: Lessons | None = None,
 ) -> tuple[I64, NDArray[np.bool_]]:
     """Reverse of :func:`send_strip`: (levels int64 [3, h, w], which of them are certain).
 
@@ -209,22 +257,21 @@ def receive_strip(
     decoded so far were surely there, and the rest holds the model's mean.
     """
     reader = _SymbolReader(code, complete)
-    pixels = _Pixels(p, grey)
+    pixels = _Pixels(p, grey, lessons or no_lessons())
     levels = np.clip((p.mean + MEAN_UNIT // 2) // MEAN_UNIT, 0, _SPAN)
     certain = np.zeros(p.mean.shape, dtype=bool)
-    for channel, own in pixels.passes():
-        mean, scale = pixels.parameters(channel)
-        keys, floor = _keys(mean[own], scale[own])
+    for part in pixels.passes():
+        keys, floor = _keys(part.mean, part.scale)
         symbols, sure = reader.read(keys)
         values = symbols - _SPAN + floor
         if np.any((values < 0) | (values > _SPAN), where=sure):
             raise FormatError("an impossible pixel value")
-        for plane in (RED, GREEN, BLUE) if grey else (channel,):
-            certain[plane][own] = sure
-            levels[plane][own] = np.where(sure, values, levels[plane][own])
+        for plane in (RED, GREEN, BLUE) if grey else (part.channel,):
+            certain[plane][part.own] = sure
+            levels[plane][part.own] = np.where(sure, values, levels[plane][part.own])
         if not sure.all():
             break
-        pixels.residuals[channel][own] = MEAN_UNIT * values - mean[own]
+        pixels.tell(part, values)
     return levels, certain
 
 
@@ -267,56 +314,56 @@ def _groups(keys: I64) -> list[tuple[int, I64]]:
     ]
 
 
-def correct_means(x_0: I64, mean: F64, coefs: F64, neighbours: F64) -> F64:
-    """Every pixel's mean given all that is coded before it, without rounding; [3, h, w].
+def ideal_bits(
+    x_0: I64, p: Distribution, grey: bool = False, lessons: Lessons | None = None
+) -> float:
+    """Code length in bits of x_0 under eq. 13; arguments as of :func:`send_strip`.
 
-    x_0 and mean in levels, coefs [3, h, w] and neighbours [3, 6] as fractions.
+    Uses the same Φ table and parameters, but no coder and none of its probabilities' rounding.
     """
-    even = even_fields(*mean.shape[1:])
-    shift = np.zeros(mean.shape)
-    for _ in range(2):
-        green = x_0[GREEN] - mean[GREEN] - shift[GREEN]
-        mean_r = mean[RED] + shift[RED] + coefs[0] * green
-        red = x_0[RED] - mean_r
-        mean_b = mean[BLUE] + shift[BLUE] + coefs[1] * green + coefs[2] * red
-        corrected = np.stack([mean_r, x_0[GREEN] - green, mean_b])
-        limit = NEIGHBOUR_LIMIT / MEAN_UNIT
-        near = np.where(even, np.clip(x_0 - corrected, -limit, limit), 0.0)
-        shift = np.where(even, 0.0, np.tensordot(neighbours, neighbour_sums(near), axes=1))
-    return corrected
+    bits = 0.0
+    pixels = _Pixels(p, grey, lessons or no_lessons())
+    for part in pixels.passes():
+        levels = x_0[part.channel][part.own]
+        scale = np.exp2(part.scale / tables.OCTAVE)
+        means = part.mean / MEAN_UNIT
+        upper = np.where(levels == _SPAN, np.inf, (levels + 0.5 - means) / scale)
+        lower = np.where(levels == 0, -np.inf, (levels - 0.5 - means) / scale)
+        # By symmetry evaluate in the lower tail, where Φ keeps its relative precision.
+        flip = lower > 0
+        upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
+        mass = tables.phi(upper) - tables.phi(lower)
+        bits -= float(np.sum(np.log2(np.maximum(mass, 2.0**-PRECISION))))
+        pixels.tell(part, levels)
+    return bits
 
 
-def ideal_bits(x_0: I64, mean: F64, scale: F64, coefs: F64, neighbours: F64) -> float:
-    """Code length in bits of x_0 under eq. 13 with unquantised float parameters.
+def fit_weights(pictures: Sequence[tuple[I64, Distribution]], passes: int) -> I64:
+    """First weights of lessons, [passes, 3, REGRESSORS] in 1/1024, by least squares.
 
-    Shapes as in :class:`Distribution`; mean in levels, scale as a standard deviation in
-    levels, coefs and neighbours as fractions.  Uses the same Φ table, no coder.
+    pictures: levels [3, h, w] and their predictions, never of a test set; each counts by how well
+    it is predicted, so that the noisiest do not decide alone.  In two passes, which learn nothing,
+    it is the four nearest neighbours that are asked, all of them coded before.
     """
-    means = correct_means(x_0, mean, coefs, neighbours)
-    upper = np.where(x_0 == _SPAN, np.inf, (x_0 + 0.5 - means) / scale)
-    lower = np.where(x_0 == 0, -np.inf, (x_0 - 0.5 - means) / scale)
-    # By symmetry evaluate in the lower tail, where Φ keeps its relative precision.
-    flip = lower > 0
-    upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
-    mass = tables.phi(upper) - tables.phi(lower)
-    return float(-np.sum(np.log2(np.maximum(mass, 2.0**-PRECISION))))
+    weights = no_lessons(passes).weights
+    asked = np.arange(REGRESSORS) < (6 if passes == 2 else REGRESSORS)
+    for _ in range(_FIT_ROUNDS):  # residuals depend on the weights
+        sums = [_sums(x_0, p, weights) for x_0, p in pictures]
+        gram, target = (sum(part) for part in zip(*sums, strict=True))
+        for place in product(range(passes), range(3)):
+            own = gram[place][np.ix_(asked, asked)]
+            found = np.linalg.lstsq(own, target[place][asked])[0]
+            weights[place][asked] = np.rint(found * WEIGHT_UNIT).clip(-WEIGHT_MAX, WEIGHT_MAX)
+        if passes == 2:
+            weights[0] = 0
+    return weights
 
 
-def fit_neighbours(pictures: Sequence[tuple[I64, Distribution]]) -> I64:
-    """Weights of the neighbours' residuals in 1/1024, [3, 6], by least squares.
+_FIT_ROUNDS = 3
 
-    pictures: levels [3, h, w] and their predictions, never of a test set.
-    """
-    weights = np.zeros((3, 6))
-    limit = NEIGHBOUR_LIMIT / MEAN_UNIT
-    for channel in (GREEN, RED, BLUE):  # a channel's means depend on the shifts of those before
-        rows: list[F64] = []
-        targets: list[F64] = []
-        for x_0, p in pictures:
-            means = correct_means(x_0, p.mean / MEAN_UNIT, p.coefs / COEF_UNIT, weights)
-            even = even_fields(*x_0.shape[1:])
-            near = np.clip(x_0 - means, -limit, limit)
-            rows.append(neighbour_sums(np.where(even, near, 0.0))[:, ~even].T)
-            targets.append(near[channel, ~even])
-        weights[channel] = np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets))[0]
-    return np.rint(weights * NEIGHBOUR_UNIT).astype(np.int64)
+
+def _sums(x_0: I64, p: Distribution, weights: I64) -> tuple[F64, F64]:
+    """What a picture adds to the normal equations."""
+    lessons = Lessons(weights, learns=True)
+    ideal_bits(x_0, p, lessons=lessons)
+    return lessons.sums

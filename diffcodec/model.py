@@ -41,7 +41,8 @@ from diffcodec.exact import (
 )
 from diffcodec.experts import SINGLE, ceilings, check_floors, expert_at, join, split
 from diffcodec.files import write_bytes
-from diffcodec.final_layer import NO_NEIGHBOURS
+from diffcodec.final_layer import no_lessons
+from diffcodec.lessons import Lessons
 from diffcodec.model_check import (
     NEIGHBOURS,
     check_exact,
@@ -49,6 +50,7 @@ from diffcodec.model_check import (
     check_shapes,
     check_size,
     check_weights,
+    is_neighbours,
     read_json,
     read_tensors,
 )
@@ -165,8 +167,8 @@ def _one_thread() -> Iterator[None]:
 class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
-    Attributes: config, schedule, fingerprint, neighbours (int64 [3, 6], of the final layer; see
-    final_layer.py), adaptation (of :meth:`adapted` models; these change while they code).
+    Attributes: config, schedule, fingerprint, adaptation (of :meth:`adapted` models; these change
+    while they code).
     With integer tensors ``exact`` (from :func:`diffcodec.quantize.quantize`) coding uses these and
     the fingerprint is theirs; without, coding is in floating point.  A U-Net of the paper codes
     with a ``calibration`` (from :func:`diffcodec.calibrate.calibrate`), in floating point.
@@ -196,7 +198,7 @@ class Model:
             codes = codes | {f"calibration.{k}": v for k, v in calibration.items()}
         self.fingerprint = _fingerprint(config, codes)[:FINGERPRINT_BYTES]
         tensors = exact or calibration or {}
-        self.neighbours = tensors[NEIGHBOURS].numpy() if NEIGHBOURS in tensors else NO_NEIGHBOURS
+        self._neighbours = {k: v.numpy() for k, v in tensors.items() if is_neighbours(k)}
 
     @property
     def network(self) -> CodecUNet | Experts:
@@ -219,6 +221,18 @@ class Model:
     @property
     def name(self) -> str:
         return self.config.name
+
+    def lessons(self, plan: Plan, learns: bool) -> Lessons:
+        """What the final layer of ``plan`` begins with, a new object."""
+        first = no_lessons(plan.passes).weights
+        name = NEIGHBOURS if plan.passes == 2 else f"{NEIGHBOURS}.{plan.end}"
+        if name in self._neighbours:
+            known = self._neighbours[name]
+            if plan.passes == 2:
+                first[1, :, : known.shape[1]] = known
+            else:
+                first[:] = known
+        return Lessons(first, learns)
 
     @property
     def plan(self) -> Plan:
@@ -257,9 +271,15 @@ class Model:
         return network if t in network.rows else None
 
     def evaluate(
-        self, x: Tensor, t: int, tile: int = TILE, correction: Correction | None = None
+        self,
+        x: Tensor,
+        t: int,
+        tile: int = TILE,
+        correction: Correction | None = None,
+        final: bool = False,
     ) -> Integers:
-        """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8.
+        """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8:
+        those for a step from t, or with ``final`` for the final layer.
 
         A picture longer or wider than ``tile`` (a multiple of 8, and of the correction's pitch) is
         evaluated tile by tile, each with all around it that it depends on; of an exact model that
@@ -269,13 +289,13 @@ class Model:
         """
         _, height, width = x.shape
         if max(height, width) <= tile or self._calibrated is not None:
-            return self._evaluate(x, t, correction)
-        whole, halo = _empty(height, width, t == 1, correction), self.network.config.halo
+            return self._evaluate(x, t, correction, final)
+        whole, halo = _empty(height, width, final, correction), self.network.config.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
             columns = slice(left - before, left + tile + halo)
-            part = self._evaluate(x[:, rows, columns], t, correction)
+            part = self._evaluate(x[:, rows, columns], t, correction, final)
             pitch = correction.pitch if correction else 1
             sides = (1, BLOCK, 1, 1, pitch)  # of the outputs' cells, in pixels
             for target, found, side in zip(whole, part, sides, strict=True):
@@ -288,13 +308,13 @@ class Model:
                 ] = found[:, own, across]
         return whole
 
-    def _evaluate(self, x: Tensor, t: int, correction: Correction | None) -> Integers:
+    def _evaluate(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
         """In floating point one thread is used: another number of threads may take another path
         through the convolutions and round differently."""
         if self._exact:
             network = self._exact_at(t)
             assert network is not None  # check_plan has been asked
-            return network(x, t, correction)
+            return network(x, t, correction, final)
         if self._calibrated is not None:
             with _one_thread():
                 return self._calibrated(x, t)
@@ -333,7 +353,7 @@ def _exact_networks(
 ) -> list[ExactNetwork]:
     """The integer networks, each for its own timesteps; ModelError unless they are usable."""
     check_neighbours(tensors)
-    parts = split({k: v for k, v in tensors.items() if k != NEIGHBOURS}, len(networks))
+    parts = split({k: v for k, v in tensors.items() if not is_neighbours(k)}, len(networks))
     found = []
     for network, part in zip(networks, parts, strict=True):
         check_exact(network, part)

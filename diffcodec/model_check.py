@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from diffcodec.errors import DataError, ModelError
 from diffcodec.files import read_bytes
-from diffcodec.final_layer import NO_NEIGHBOURS
+from diffcodec.lessons import REGRESSORS, WEIGHT_MAX
 from diffcodec.network import CodecUNet, Conv2d, NetworkConfig
 
 NEIGHBOURS = "neighbours"
-NEIGHBOUR_MAX = 4096
+"""Of a final layer in two passes, for the second one, [3, 6]; with ".T" behind it of one in four
+passes that begins at t = T, [4, 3, 11] (the first weights of lessons.Lessons)."""
 MAX_CONFIG = 1 << 20
 """Bytes of a configuration."""
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -119,7 +120,7 @@ def check_exact(network: CodecUNet, exact: dict[str, Tensor]) -> None:
         raise _unfit("timesteps are repeated, or there are none")
     expected = _exact_tensors(network, len(timesteps))
     required = {name: shape for name, (shape, _) in expected.items()}
-    _check_names({k: v for k, v in exact.items() if k != NEIGHBOURS}, required)
+    _check_names({k: v for k, v in exact.items() if not is_neighbours(k)}, required)
     for name, (shape, dtype) in expected.items():
         if exact[name].dtype != dtype:
             raise _unfit(f"{name} holds {exact[name].dtype} instead of {dtype}")
@@ -127,16 +128,22 @@ def check_exact(network: CodecUNet, exact: dict[str, Tensor]) -> None:
     check_neighbours(exact)
 
 
+def is_neighbours(name: str) -> bool:
+    """Whether a tensor holds the final layer's weights of neighbours."""
+    return name == NEIGHBOURS or name.startswith(f"{NEIGHBOURS}.")
+
+
 def check_neighbours(tensors: dict[str, Tensor]) -> None:
     """ModelError unless the final layer's weights, if there are any, are small integers."""
-    found = tensors.get(NEIGHBOURS, torch.from_numpy(NO_NEIGHBOURS)).numpy()
-    if (
-        found.shape != NO_NEIGHBOURS.shape
-        or found.dtype != np.int64
-        or found.max() > NEIGHBOUR_MAX
-        or found.min() < -NEIGHBOUR_MAX
-    ):
-        raise ModelError("the weights of the final layer's neighbours are not usable")
+    for name in filter(is_neighbours, tensors):
+        found = tensors[name].numpy()
+        if (
+            found.shape != ((3, 6) if name == NEIGHBOURS else (4, 3, REGRESSORS))
+            or found.dtype != np.int64
+            or found.max() > WEIGHT_MAX
+            or found.min() < -WEIGHT_MAX
+        ):
+            raise ModelError("the weights of the final layer's neighbours are not usable")
 
 
 def _exact_tensors(

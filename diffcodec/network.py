@@ -7,7 +7,7 @@ size.  It is conditioned on λ = log-SNR by FiLM and predicts
 * ``eps``: the noise ε of x_t (eq. 12);
 * ``coef_logvar``: the log-variance of the error of ε in the colour × 8×8-DCT domain, which
   sets the rate of every coefficient in the relative entropy channel;
-* ``pixel``: what the discretised decoder (eq. 13) needs at t = 1.
+* ``pixel``: what the discretised decoder (eq. 13) needs where the steps end, mostly at t = 1.
 
 Preconditioning follows Karras et al. 2022: the network's own output F has unit scale at
 every noise level, ε̂ = c_skip x_t + c_out F.

@@ -3,12 +3,13 @@
 Drawing λ uniformly and weighting the squared error of ε evenly is the likelihood's own
 weighting (Kingma et al. 2021).  The steps that will be coded are finite, so the loss is their
 cost, KL(q || p_θ) with the predicted variance of every colour × DCT coefficient, plus the
-length of the discretised decoder's code at t = 1.
+length of the discretised decoder's code where they end, mostly at t = 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,14 +49,16 @@ def step_cost_bits(error: Tensor, logvar: Tensor, delta: float) -> Tensor:
     return (0.5 * LOG2E) * (torch.log1p(s) + (d2 - s) / (1.0 + s))
 
 
-def pixel_cost_bits(x_0: Tensor, x0_hat: Tensor, pixel: Tensor, sigma_levels: float) -> Tensor:
+def pixel_cost_bits(x_0: Tensor, x0_hat: Tensor, pixel: Tensor, sigma_levels: Tensor) -> Tensor:
     """Code length of the discretised Gaussian decoder (eq. 13) in bits, [B, 3, H, W].
 
     x_0: levels 0–255 (float); x0_hat: the model's mean in levels; pixel: the network's six
-    outputs.  Channels are coded G, R, B, each mean corrected by the residuals before it.
+    outputs; sigma_levels [B]: standard deviation of the noise that is left, in levels.
+    Channels are coded G, R, B, each mean corrected by the residuals before it.
     """
     red, green, blue = (x_0 - x0_hat).unbind(dim=1)
-    log_scale = math.log(sigma_levels) + 0.5 * pixel[:, :3].clamp(*PIXEL_LOGVAR_RANGE)
+    log_scale = sigma_levels.log()[:, None, None, None]
+    log_scale = log_scale + 0.5 * pixel[:, :3].clamp(*PIXEL_LOGVAR_RANGE)
     g_to_r, g_to_b, r_to_b = pixel[:, 3:].unbind(dim=1)
     red_left = red - g_to_r * green
     blue_left = blue - g_to_b * green - r_to_b * red_left
@@ -109,6 +112,7 @@ def training_loss(
     *,
     log_snr_low: float,
     log_snr_high: float,
+    log_snr_finals: Sequence[float],
     step_length: float,
     final_share: float = FINAL_SHARE,
     emphasis: float = 0.0,
@@ -117,10 +121,10 @@ def training_loss(
 ) -> Loss:
     """Monte-Carlo estimate of the code length of ``images`` uint8 [B, 3, H, W] (Algorithm 1).
 
-    The first ``final_share`` of the batch is evaluated at t = 1 (λ = ``log_snr_high``) for the
-    final layer, the rest at stratified λ for the coded steps; the share may be 0 or 1.  With
-    ``emphasis`` the steps at the noisy end weigh up to 1 + ``emphasis``; the result is then no
-    code length.
+    The first ``final_share`` of the batch is evaluated for the final layer, which begins at each
+    of ``log_snr_finals`` in turn, the rest at stratified λ for the coded steps; the share may be
+    0 or 1.  With ``emphasis`` the steps at the noisy end weigh up to 1 + ``emphasis``; the result
+    is then no code length.
 
     With ``count`` the images are only a part of a batch of so many, from its picture ``first``
     on, and the result is their share: the sum over the parts is the loss of the batch.
@@ -128,11 +132,13 @@ def training_loss(
     levels = images.float()
     x_0 = levels / 127.5 - 1.0
     count = len(images) if count is None else count
-    n_final = max(int(final_share > 0.0), round(final_share * count))
+    least = len(log_snr_finals) * int(final_share > 0.0)
+    n_final = min(count, max(least, round(final_share * count)))
     drawn, weight = stratified_log_snr(count - n_final, log_snr_low, log_snr_high, offset, emphasis)
-    log_snr = torch.cat([torch.full((n_final,), log_snr_high), drawn]).to(images.device)
+    in_turn = [log_snr_finals[place % len(log_snr_finals)] for place in range(n_final)]
+    log_snr = torch.cat([torch.tensor(in_turn), drawn]).to(images.device)
     log_snr = log_snr[first : first + len(images)]
-    here = min(max(n_final - first, 0), len(images))  # of the pictures at t = 1
+    here = min(max(n_final - first, 0), len(images))  # of the pictures for the final layer
     weight = weight[max(first - n_final, 0) :][: len(images) - here]
     weight = weight.to(images.device)[:, None, None, None]
     abar = torch.sigmoid(log_snr)[:, None, None, None]
@@ -147,8 +153,8 @@ def training_loss(
     error_cost = _share(weight * error.square(), count - n_final)
     mse = 0.5 * LOG2E * (log_snr_high - log_snr_low) * error_cost
 
-    sigma = math.exp(-0.5 * log_snr_high)
-    x0_hat = x_0[:here] + sigma * (noise - out.eps)[:here]
+    sigma = torch.exp(-0.5 * log_snr[:here])
+    x0_hat = x_0[:here] + sigma[:, None, None, None] * (noise - out.eps)[:here]
     final = _share(
         pixel_cost_bits(levels[:here], (x0_hat + 1.0) * 127.5, out.pixel[:here], sigma * 127.5),
         n_final,
@@ -174,12 +180,15 @@ def default_range(schedule_log_snr: np.ndarray) -> tuple[float, float]:
 
 
 def trained_range(
-    schedule_log_snr: np.ndarray, timesteps: tuple[int, int] | None
-) -> tuple[tuple[float, float], float]:
-    """The range of λ, and the share of the final layer, of a network for ``timesteps`` (lowest,
-    highest), of None for all that are worth it."""
+    schedule_log_snr: np.ndarray, timesteps: tuple[int, int] | None, finals: Sequence[int] = (1,)
+) -> tuple[tuple[float, float], float, list[float]]:
+    """The range of λ, the share of the final layer, and the λ of those of ``finals`` (timesteps
+    from which it may begin) that lie within, of a network for ``timesteps`` (lowest, highest), of
+    None for all that are worth it."""
     if timesteps is None:
-        return default_range(schedule_log_snr), FINAL_SHARE
+        own = [float(schedule_log_snr[t]) for t in finals]
+        return default_range(schedule_log_snr), FINAL_SHARE, own
     low, high = timesteps
-    share = 0.0 if low > 1 else 1.0 if high == 1 else FINAL_SHARE_OF_LAST
-    return (float(schedule_log_snr[high]), float(schedule_log_snr[low])), share
+    own = [float(schedule_log_snr[t]) for t in finals if low <= t <= high]
+    share = 0.0 if not own else 1.0 if high == 1 else FINAL_SHARE_OF_LAST
+    return (float(schedule_log_snr[high]), float(schedule_log_snr[low])), share, own

@@ -18,11 +18,12 @@ LAST = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """Timesteps t_0 > t_1 > … > t_K = 1, η in 1/128, how steps are put into layers, and more.
+    """Timesteps t_0 > t_1 > … > t_K, η in 1/128, how steps are put into layers, and more.
 
     x at t_0 comes from the shared noise at no cost, the K steps t_0 → t_1 → … are coded, then
-    x_0 given x_1.  The first ``grouped`` steps carry few bytes each and share one layer of the
-    file, so that framing does not outweigh them; every later step is a layer of its own.
+    x_0 given x at t_K, in ``passes`` over the pixels (see final_layer.py).  The first ``grouped``
+    steps carry few bytes each and share one layer of the file, so that framing does not outweigh
+    them; every later step is a layer of its own.
     At timesteps up to ``mirrored`` the network is asked of the mirror image, too; with
     ``adaptive`` it is fitted to a large picture in the course of coding, by the rule of that
     number (see adaptation.py; 0: not at all).
@@ -33,11 +34,12 @@ class Plan:
     grouped: int = 1
     mirrored: int = 0
     adaptive: int = 0
+    passes: int = 2
 
     def __post_init__(self) -> None:
         t = self.timesteps
-        if len(t) < 2 or t[-1] != 1 or any(a <= b for a, b in pairwise(t)):
-            raise ValueError(f"timesteps must fall to 1: {t}")
+        if len(t) < 2 or t[-1] < 1 or any(a <= b for a, b in pairwise(t)):
+            raise ValueError(f"timesteps must fall and end at 1 or above: {t}")
         if t[0] > MAX_TIMESTEP or len(t) > 256:
             raise ValueError(f"at most 256 timesteps, none above {MAX_TIMESTEP}: {t}")
         if not 64 <= self.eta <= 255:
@@ -46,6 +48,13 @@ class Plan:
             raise ValueError(f"mirrored must lie in 0..{MAX_TIMESTEP}: {self.mirrored}")
         if not 1 <= self.grouped < len(t):
             raise ValueError(f"the first layer holds 1..{len(t) - 1} steps: {self.grouped}")
+        if self.passes not in (2, 4):
+            raise ValueError(f"the final layer takes 2 or 4 passes: {self.passes}")
+
+    @property
+    def end(self) -> int:
+        """t_K, where the steps end and the final layer begins."""
+        return self.timesteps[-1]
 
     def mirrors(self, t: int) -> bool:
         """Whether the network is asked of the mirror image at timestep ``t``."""
@@ -54,6 +63,17 @@ class Plan:
     def evaluations(self, timesteps: Iterable[int]) -> int:
         """Of the network, at these timesteps."""
         return sum(1 + self.mirrors(t) for t in timesteps)
+
+    def learns(self, height: int, width: int) -> bool:
+        """Whether a picture's strips of the final layer learn from those before (lessons.py)."""
+        return self.passes == 4 and height * width > SMALL_PIXELS
+
+    def strips(self, height: int, width: int) -> list[slice]:
+        """Row ranges of the final layer's strips; where they learn the first one is short."""
+        tops = [*range(0, height, STRIP_ROWS), height]
+        if self.learns(height, width) and height > FIRST_ROWS:
+            tops.insert(1, FIRST_ROWS)
+        return [slice(top, end) for top, end in pairwise(tops)]
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -89,6 +109,17 @@ PLANS |= {n: replace(PLANS[own], mirrored=LAST) for n, own in ((12, 4), (13, 0))
 PLANS |= {n: replace(PLANS[own], adaptive=2) for n, own in ((14, 3), (15, 6), (16, 0), (17, 7))}
 
 
+def _ending(plan: Plan, end: int) -> Plan:
+    """The same steps down to timestep ``end``, and the final layer in four passes from there."""
+    return replace(plan, timesteps=tuple(t for t in plan.timesteps if t >= end), passes=4)
+
+
+# The noisier a picture itself, the less its last steps know that the final layer does not.
+PLANS |= {17 + end: _ending(PLANS[14], end) for end in (1, 2, 3)}
+PLANS |= {20 + end: _ending(PLANS[15], end) for end in (1, 2, 3)}
+PLANS |= {24: _ending(PLANS[16], 2), 25: _ending(PLANS[17], 1)}
+
+
 @dataclass(frozen=True)
 class Search:
     """How hard the sender looks: survivors of the trellis search, and tries at every step, of
@@ -120,10 +151,24 @@ MIRRORED_EFFORT = 6
 SMALL_PIXELS = 64 * 64
 """Up to this many pixels a picture counts as small: it gets other defaults."""
 
+STRIP_ROWS, FIRST_ROWS = 64, 16
+"""Of a strip of the final layer; of the first one, where it is to teach the others."""
+
 
 def search_for(effort: int, pixels: int) -> Search:
     """What an effort means for a picture of so many pixels."""
     return (SMALL_EFFORTS if pixels <= SMALL_PIXELS else EFFORTS)[effort]
+
+
+def endings(plan: Plan) -> list[Plan]:
+    """The numbered plans that differ from it in where the final layer begins, itself included."""
+
+    def differs_there(other: Plan) -> bool:
+        steps = min(len(plan.timesteps), len(other.timesteps))
+        same = plan.timesteps[:steps] == other.timesteps[:steps]
+        return same and replace(other, timesteps=plan.timesteps) == plan
+
+    return [p for p in PLANS.values() if differs_there(p)] or [plan]
 
 
 def plan_for(plan: Plan, effort: int) -> Plan:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ from diffcodec.correction import EPS_UNIT
 from diffcodec.exact import X_UNIT
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.plans import SMALL_PIXELS
+from diffcodec.plans import ALL, SMALL_PIXELS
 from diffcodec.reverse import evaluate, predict_x0
 from diffcodec.steps import Settings, Step, estimated_levels
 
@@ -40,17 +41,17 @@ _RENDER = 2
 
 def estimate(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0(x_t), eq. 15."""
-    out = evaluate(model, x, t, settings.plan.mirrors(t))
+    out = evaluate(model, x, t, settings.plan)
     return estimated_levels(model, x, t, out, settings), settings.plan.evaluations([t])
 
 
 def mean(model: Model, x: I32, t: int, settings: Settings) -> tuple[U8, int]:
     """x̂_0 after one step of the flow; of small pictures the mean with the mirror image's ε̂."""
     t, done = _flow(model, x, t, settings, most=1)
-    if not done or x[0].size > SMALL_PIXELS:  # at t = 1 the final layer's own x̂_0
+    if not done or x[0].size > SMALL_PIXELS:  # at the end of the steps the final layer's own x̂_0
         levels, more = estimate(model, x, t, settings)
         return levels, done + more
-    out = evaluate(model, x, t, mirrored=True)
+    out = evaluate(model, x, t, replace(settings.plan, mirrored=ALL))
     return estimated_levels(model, x, t, out, settings), done + 2
 
 
@@ -66,7 +67,7 @@ def sample(seed: int) -> Render:
                 prior = step.prior(rows)
                 noise = shared_normal(derive_key(key, number), prior.layout.size)
                 step.move(rows, prior, np.rint(noise * prior.spread()).astype(np.int64))
-        levels, more = estimate(model, x, 1, settings)
+        levels, more = estimate(model, x, settings.plan.end, settings)
         return levels, settings.plan.evaluations(a for a, _ in steps) + more
 
     return render
@@ -83,7 +84,7 @@ def _flow(model: Model, x: I32, t: int, settings: Settings, most: int) -> tuple[
     """At most so many steps, in place: (where they ended, network evaluations)."""
     steps, schedule = _left(t, settings)[:most], model.schedule
     for a, b in steps:
-        out = evaluate(model, x, a, settings.plan.mirrors(a))
+        out = evaluate(model, x, a, settings.plan)
         keep = math.sqrt(float(schedule.at(schedule.alphas_cumprod, b)))
         rest = math.sqrt(float(schedule.at(schedule.one_minus_alphas_cumprod, b)))
         for rows in settings.bands:

@@ -21,11 +21,12 @@ from torch import Tensor
 from diffcodec.coefficients import Layout, layout
 from diffcodec.correction import EPS_UNIT
 from diffcodec.exact import X_UNIT, Integers
-from diffcodec.final_layer import MEAN_UNIT, STRIP_ROWS, Distribution
+from diffcodec.final_layer import Distribution
+from diffcodec.lessons import MEAN_UNIT
 from diffcodec.model import Model
 from diffcodec.network import SIZE_MULTIPLE
 from diffcodec.noise import derive_key, shared_normal
-from diffcodec.plans import SMALL_PIXELS
+from diffcodec.plans import SMALL_PIXELS, STRIP_ROWS, Plan
 from diffcodec.schedule import Step
 from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
 
@@ -67,49 +68,51 @@ class NetworkOutput:
         )
 
 
-def evaluate(model: Model, x: I32, t: int, mirrored: bool = False) -> NetworkOutput:
-    """One network evaluation, or two: with ``mirrored`` the mean with the mirror image's.
+def evaluate(model: Model, x: I32, t: int, plan: Plan) -> NetworkOutput:
+    """One network evaluation, or two: where ``plan`` is mirrored the mean with the mirror image's.
 
     Sides are mirrored up to a multiple of 8 and cut off again.  What the network says of the
     noise that a small picture begins with is remembered for the next one of the same size.
     """
     if x[0].size <= SMALL_PIXELS and t == model.plan.timesteps[0]:
-        return _remembered(model, x.tobytes(), x.shape, t, mirrored)
-    return _evaluate(model, x, t, mirrored)
+        return _remembered(model, x.tobytes(), x.shape, t, plan)
+    return _evaluate(model, x, t, plan)
 
 
 @lru_cache(maxsize=8)
 def _remembered(
-    model: Model, x: bytes, shape: tuple[int, ...], t: int, mirrored: bool
+    model: Model, x: bytes, shape: tuple[int, ...], t: int, plan: Plan
 ) -> NetworkOutput:
     """Callers share these arrays; nobody writes into what the network said."""
-    return _evaluate(model, np.frombuffer(x, dtype=np.int32).reshape(shape).copy(), t, mirrored)
+    return _evaluate(model, np.frombuffer(x, dtype=np.int32).reshape(shape).copy(), t, plan)
 
 
-def _evaluate(model: Model, x: I32, t: int, mirrored: bool) -> NetworkOutput:
+def _evaluate(model: Model, x: I32, t: int, plan: Plan) -> NetworkOutput:
     _, height, width = x.shape
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
-    if mirrored:
-        out = _mirrored(model, x, t)
+    final = t == plan.end
+    if plan.mirrors(t):
+        out = _mirrored(model, x, t, final)
     else:
         wanted = model.adaptation.correction(t) if model.adaptation else None
-        out = model.evaluate(torch.from_numpy(x), t, correction=wanted)
+        out = model.evaluate(torch.from_numpy(x), t, correction=wanted, final=final)
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
     return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs, out.features.numpy())
 
 
-def _mirrored(model: Model, x: I32, t: int) -> Integers:
+def _mirrored(model: Model, x: I32, t: int, final: bool) -> Integers:
     """Mean of what the network says of a picture and of its mirror image.
 
     An adapted model looks at the features of the picture itself and corrects the mean.
     """
     wanted = model.adaptation.correction(t, times=2) if model.adaptation else None
-    one = model.evaluate(torch.from_numpy(x), t, correction=wanted)
-    other = model.evaluate(torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1])), t)
+    one = model.evaluate(torch.from_numpy(x), t, correction=wanted, final=final)
+    turned = torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1]))
+    other = model.evaluate(turned, t, final=final)
     return Integers(
         eps=_mean(one.eps, other.eps.flip(-1)),
         coef_index=_mean(one.coef_index, other.coef_index.flip(-1)),
@@ -188,15 +191,14 @@ class Prior:
 
 
 def final_distribution(
-    model: Model, out: NetworkOutput, x_1: I32, grey: bool, rounds: bool = True
+    model: Model, out: NetworkOutput, x_t: I32, plan: Plan, grey: bool, rounds: bool = True
 ) -> Distribution:
-    """p_θ(x_0 | x_1) of some rows, as integers for the coder."""
-    x0_hat = predict_x0(model, x_1, 1, out, grey)
+    """p_θ(x_0 | x_t) of some rows, as integers for the coder; t is where the plan's steps end."""
+    x0_hat = predict_x0(model, x_t, plan.end, out, grey)
     return Distribution(
         mean=np.rint((x0_hat + 1.0) * (127.5 * MEAN_UNIT)).astype(np.int64),
-        scale=out.scale_index.astype(np.int64) + model.schedule.sigma_index(1),
+        scale=out.scale_index.astype(np.int64) + model.schedule.sigma_index(plan.end),
         coefs=out.coefs.astype(np.int64),
-        neighbours=model.neighbours,
         rounds=rounds,
     )
 

@@ -65,6 +65,16 @@ class Settings:
         """Whether the network is fitted to the picture; of a small one there is too little."""
         return self.plan.adaptive > 0 and self.height * self.width > SMALL_PIXELS
 
+    @property
+    def learns(self) -> bool:
+        """Whether the final layer's strips learn from those before."""
+        return self.plan.learns(self.height, self.width)
+
+    @property
+    def strips(self) -> list[slice]:
+        """The rows of the final layer's strips."""
+        return self.plan.strips(self.height, self.width)
+
     def key(self, b: int) -> int:
         """Of everything random in the step to timestep b."""
         return derive_key(self.seed, 1, b)
@@ -125,7 +135,7 @@ class Step:
         out: NetworkOutput | None = None,
     ) -> None:
         self.model, self.x, self.a, self.b, self.grey = model, x, a, b, settings.grey
-        self._out = out or evaluate(model, x, a, settings.plan.mirrors(a))
+        self._out = out or evaluate(model, x, a, settings.plan)
         self._reverse = model.schedule.step(a, b)
         self.shown: U8 = np.zeros(x.shape, dtype=np.uint8)
         adaptation = model.adaptation
@@ -352,17 +362,18 @@ def adapted(model: Model, settings: Settings) -> Model:
 
 
 class Final:
-    """p_θ(x_0 | x_1), strip by strip; shown: levels uint8 [3, H, W] of x̂_0(x_1)."""
+    """p_θ(x_0 | x_t) at the end of the steps, strip by strip; shown: levels uint8 [3, H, W] of
+    x̂_0(x_t); lessons: of the strips so far."""
 
     def __init__(
         self, model: Model, x: I32, settings: Settings, out: NetworkOutput | None = None
     ) -> None:
         self.model, self.x, self.settings = model, x, settings
-        self._out = out or evaluate(model, x, 1, settings.plan.mirrors(1))
-        self.shown = estimated_levels(model, x, 1, self._out, settings)
+        self._out = out or evaluate(model, x, settings.plan.end, settings.plan)
+        self.shown = estimated_levels(model, x, settings.plan.end, self._out, settings)
+        self.lessons = model.lessons(settings.plan, settings.learns)
 
     def distribution(self, rows: slice) -> Distribution:
         """What the coder needs for these rows, which begin at a multiple of 8."""
-        out, x_1 = self._out.rows(rows), self.x[:, rows]
-        settings = self.settings
-        return final_distribution(self.model, out, x_1, settings.grey, settings.rounds)
+        out, x_t, own = self._out.rows(rows), self.x[:, rows], self.settings
+        return final_distribution(self.model, out, x_t, own.plan, own.grey, own.rounds)

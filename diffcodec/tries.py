@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcodec import final_layer
-from diffcodec.final_layer import strips
 from diffcodec.parallel import one_torch_thread, thread_map
 from diffcodec.plans import Search
 from diffcodec.reverse import NetworkOutput, evaluate
@@ -47,7 +46,7 @@ def best_try(
         own = step.copy()
         with one_torch_thread():
             code, ratio = send_step(own, x_0, settings, search.survivors, _quiet, number)
-            out = evaluate(own.model, own.x, own.b, settings.plan.mirrors(own.b))
+            out = evaluate(own.model, own.x, own.b, settings.plan)
             bits = 8.0 * len(code) + _bits_ahead(own, out, x_0, settings)
         return Try(code, ratio, own, out, bits)
 
@@ -67,9 +66,9 @@ def _bits_ahead(step: Step, out: NetworkOutput, x_0: U8, settings: Settings) -> 
     following = dict(pairwise(settings.plan.timesteps)).get(b)
     if following is None:
         final = Final(model, x, settings, out)
-        own = ((x_0[:, rows].astype(np.int64), rows) for rows in strips(settings.height))
+        own = ((x_0[:, rows].astype(np.int64), rows) for rows in settings.strips)
         codes = (
-            final_layer.send_strip(levels, final.distribution(rows), settings.grey)
+            final_layer.send_strip(levels, final.distribution(rows), settings.grey, final.lessons)
             for levels, rows in own
         )
         return 8.0 * sum(len(code) for code in codes)

@@ -59,6 +59,8 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
         "mirrored-last": (bird[2:19, 9:30], {"plan": PLANS[13], "seed": 5}),
         "adaptive": (slope[:67, :89].astype(np.uint8), {"plan": PLANS[11], "seed": 3}),
         "adaptive-around": (slope[:83, :71].astype(np.uint8), {"plan": PLANS[16], "seed": 9}),
+        "lessons": (slope[:69, 4:81].astype(np.uint8), {"plan": PLANS[24], "seed": 2}),
+        "lessons-grey": (slope[:66, :70, 1].astype(np.uint8), {"plan": PLANS[25], "seed": 4}),
         "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
     }
 

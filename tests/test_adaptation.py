@@ -211,12 +211,12 @@ def test_tiles_see_the_same_features(exact_tiny: Model, pitch: int, rule: Rule) 
     count = exact_tiny.network.config.channels[0] * (len(rule.cells) + rule.sizes)
     weights = np.random.default_rng(4).integers(-9999, 9999, (count + 1, 12)).astype(np.float64)
     wanted = Correction(weights, pitch, rule.cells, rule.sizes)
-    whole = exact_tiny.evaluate(x, 1, correction=wanted)
-    tiled = exact_tiny.evaluate(x, 1, tile=48, correction=wanted)
+    whole = exact_tiny.evaluate(x, 1, correction=wanted, final=True)
+    tiled = exact_tiny.evaluate(x, 1, tile=48, correction=wanted, final=True)
     for name, a, b in zip(whole._fields, whole, tiled, strict=True):
         assert torch.equal(a, b), name
     assert whole.features.shape == (count, -(-136 // pitch), -(-72 // pitch))
-    assert not torch.equal(whole.eps, exact_tiny.evaluate(x, 1).eps)
+    assert not torch.equal(whole.eps, exact_tiny.evaluate(x, 1, final=True).eps)
 
 
 @pytest.mark.parametrize("number", [9, 15])
@@ -226,12 +226,12 @@ def test_mirrored_predictions_are_corrected_once(exact_tiny: Model, number: int)
     own = adapted(exact_tiny, settings)
     assert own is not exact_tiny and own.adaptation is not None
     x = np.random.default_rng(5).integers(-90000, 90000, (3, 72, 64)).astype(np.int32)
-    plain = evaluate(exact_tiny, x, 40, mirrored=True)
+    plain = evaluate(exact_tiny, x, 40, PLANS[7])
     shape = own.adaptation.weights.shape
     own.adaptation.weights = np.random.default_rng(6).integers(-99999, 99999, shape) * 1.0
-    once = evaluate(own, x, 40)
-    delta = evaluate(exact_tiny, x, 40).eps - once.eps
-    both = evaluate(own, x, 40, mirrored=True)
+    once = evaluate(own, x, 40, PLANS[0])
+    delta = evaluate(exact_tiny, x, 40, PLANS[0]).eps - once.eps
+    both = evaluate(own, x, 40, PLANS[7])
     assert np.abs(delta).max() > 9
     assert np.abs(plain.eps - both.eps - delta).max() <= 1
     np.testing.assert_array_equal(once.features, both.features)

@@ -191,7 +191,7 @@ def test_sides_are_mirrored_and_cut(model: Model) -> None:
     x = np.random.default_rng(0).integers(-(1 << 16), 1 << 16, (3, 24, 8)).astype(np.int32)
     whole = np.concatenate([x, x[:, :15:-1]], axis=1)
     whole = np.concatenate([whole, whole[:, :, ::-1]], axis=2)
-    out, expected = evaluate(model, x, 3), evaluate(model, whole, 3)
+    out, expected = evaluate(model, x, 3, model.plan), evaluate(model, whole, 3, model.plan)
     np.testing.assert_array_equal(out.eps, expected.eps[:, :24, :8])
     assert out.coef_index.shape == (192, 3, 1)
 
@@ -206,7 +206,7 @@ def test_a_picture_that_is_too_large_is_refused(
     assert largest_picture(CONFIGS["ddpm-cifar10"]) == 256 * 256
     side = int(largest_picture(SHAPE) ** 0.5)
     with pytest.raises(ModelError, match="as a whole"):
-        evaluate(model, np.zeros((3, side, side + 8), np.int32), 1)
+        evaluate(model, np.zeros((3, side, side + 8), np.int32), 1, model.plan)
 
 
 def test_only_what_is_a_calibration_is_accepted(folder: Path) -> None:

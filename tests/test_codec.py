@@ -22,7 +22,6 @@ from diffcodec.contents import describe
 from diffcodec.correction import Correction
 from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
-from diffcodec.final_layer import strips
 from diffcodec.model import TILE, Model, read_model
 from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, Plan, Search
 from diffcodec.render import estimate
@@ -87,7 +86,7 @@ def test_round_trip_of_several_segments_and_strips(tiny: Model, kind: str) -> No
     pixels = picture(kind, 70, 90, grey=False)
     content = round_trip(pixels, tiny, plan=SHORT_PLAN)
     strips_found = len(diffcodec.api.parse(content, tiny).layers) - len(SHORT_PLAN.layers)
-    assert strips_found == len(strips(70)) == 2
+    assert strips_found == len(SHORT_PLAN.strips(70, 90)) == 2
 
 
 @pytest.mark.parametrize("kind", ["noise", "text", "flat"])
@@ -276,7 +275,7 @@ def test_sender_and_receiver_agree_after_every_step(
     pixels = picture("gradient", *size, grey)
     sent = sent_layers(tiny, pixels, settings)
     layers = Layers.of(plan, sent)
-    everything = len(plan.layers) + len(strips(size[0]))
+    everything = len(plan.layers) + len(plan.strips(*size))
     for (a, b), layer in zip(plan.steps, sent, strict=False):
         assert layer.b == b
         shown = receive(tiny, layers.only(everything), settings, stop_t=a, render=estimate)
@@ -385,10 +384,15 @@ def test_pictures_of_one_size_share_their_first_evaluation(
             self.__dict__.update(tiny.__dict__)
 
         def evaluate(
-            self, x: torch.Tensor, t: int, tile: int = TILE, correction: Correction | None = None
+            self,
+            x: torch.Tensor,
+            t: int,
+            tile: int = TILE,
+            correction: Correction | None = None,
+            final: bool = False,
         ) -> Integers:
             evaluated.append(t)
-            return super().evaluate(x, t, tile, correction)
+            return super().evaluate(x, t, tile, correction, final)
 
     def coded(kind: str, model: Model) -> tuple[bytes, list[int]]:
         evaluated.clear()
@@ -438,12 +442,6 @@ def test_the_last_efforts_use_mirror_images(exact_tiny: Model) -> None:
         np.testing.assert_array_equal(diffcodec.decode(content, model=exact_tiny).pixels, pixels)
     content = diffcodec.encode(pixels, model=exact_tiny, effort=7, plan=PLANS[0])
     assert read_header(content)[0].plan == PLANS[0], "a plan that is asked for is taken"
-
-
-@pytest.mark.parametrize("height", [1, 63, 64, 65, 128, 200])
-def test_strips_cover_all_rows_once(height: int) -> None:
-    rows = [y for part in strips(height) for y in range(part.start, part.stop)]
-    assert rows == list(range(height))
 
 
 def test_to_levels_inverts_the_scaling_and_clips() -> None:

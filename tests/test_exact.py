@@ -123,7 +123,8 @@ def test_activations_keep_their_range(
 
     monkeypatch.setattr(ExactNetwork, "_conv", watched)
     for t in TIMES:
-        network(40 * state(t, 3), t)
+        for final in (False, True):
+            network(40 * state(t, 3), t, final=final)
     assert seen == set(network.weights)
 
 

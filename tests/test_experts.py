@@ -213,9 +213,10 @@ def test_a_network_is_trained_for_its_timesteps(
     assert (float(loss.steps) > 0.0, float(loss.final) > 0.0) == (steps, final)
     held_out = trainer.validate()
     assert held_out is not None and all(np.isfinite([float(v) for v in held_out]))
-    (low, high), _ = trained_range(Schedule().log_snr, timesteps)
+    (low, high), _, finals = trained_range(Schedule().log_snr, timesteps)
     if timesteps:
         assert (low, high) == tuple(Schedule().log_snr[[timesteps[1], timesteps[0]]])
+    assert finals == ([Schedule().log_snr[1]] if final else [])
 
 
 def test_the_costs_of_parts_of_the_chain_add_up(model: Model) -> None:

@@ -43,7 +43,7 @@ def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> No
         name: read_header((folder / f"{name}.ddc").read_bytes())[0] for name in KNOWN[version]
     }
     assert {h.grey for h in headers.values()} == {False, True}
-    assert len({h.plan for h in headers.values()}) == (6 if version == VERSION else 3)
+    assert len({h.plan for h in headers.values()}) == (8 if version == VERSION else 3)
     assert {h.plan.mirrored for h in headers.values()} == (
         {0, 4, ALL} if version == VERSION else {0, ALL}
     )

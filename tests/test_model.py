@@ -39,7 +39,7 @@ def noisy(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def eps(model: Model, x: np.ndarray, t: int) -> np.ndarray:
-    return evaluate(model, x, t).eps
+    return evaluate(model, x, t, PLANS[0]).eps
 
 
 @pytest.fixture()
@@ -81,7 +81,7 @@ def test_the_fingerprint_names_weights_and_settings_but_not_the_name(
 
 @pytest.mark.parametrize("size", [(8, 8), (24, 16), (1, 1), (9, 31)])
 def test_predictions_have_the_picture_s_size(tiny: Model, size: tuple[int, int]) -> None:
-    out = evaluate(tiny, noisy(*size), 100)
+    out = evaluate(tiny, noisy(*size), 100, PLANS[0])
     h, w = size
     assert tuple(out.eps.shape) == (3, h, w)
     assert tuple(out.coef_index.shape) == (192, -(-h // 8), -(-w // 8))
@@ -93,8 +93,8 @@ def test_mirrored_predictions_are_those_of_the_mirror_image(
 ) -> None:
     x = noisy(*size).astype(np.int32)
     turned = np.ascontiguousarray(x[:, :, ::-1])
-    both, same = (vars(evaluate(exact_tiny, state, 40, mirrored=True)) for state in (x, turned))
-    one, other = (vars(evaluate(exact_tiny, state, 40)) for state in (x, turned))
+    both, same = (vars(evaluate(exact_tiny, state, 40, PLANS[7])) for state in (x, turned))
+    one, other = (vars(evaluate(exact_tiny, state, 40, PLANS[0])) for state in (x, turned))
     for name, value in both.items():
         np.testing.assert_array_equal(same[name][..., ::-1], value)
         mean = (one[name].astype(np.int64) + other[name][..., ::-1]) >> 1
@@ -128,7 +128,7 @@ def test_predictions_do_not_depend_on_the_number_of_threads(tiny: Model) -> None
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            outputs.append(evaluate(tiny, noisy(48, 40), 22))
+            outputs.append(evaluate(tiny, noisy(48, 40), 22, PLANS[0]))
             assert torch.get_num_threads() == threads, "the caller's setting must survive"
     finally:
         torch.set_num_threads(before)
@@ -285,8 +285,8 @@ def test_tiles_with_their_halo_equal_the_whole(
     """Exactly; the halo of the tiny network is smaller than these pictures."""
     assert exact_tiny.config.network.halo < max(size) - tile
     x = torch.randint(-90000, 90000, (3, *size), generator=torch.Generator().manual_seed(1))
-    whole = exact_tiny.evaluate(x, 1)
-    tiled = exact_tiny.evaluate(x, 1, tile=tile)
+    whole = exact_tiny.evaluate(x, 1, final=True)
+    tiled = exact_tiny.evaluate(x, 1, tile=tile, final=True)
     for name, a, b in zip(whole._fields, whole, tiled, strict=True):
         assert torch.equal(a, b), name
     steps = exact_tiny.evaluate(x, 40, tile=tile)
@@ -303,6 +303,6 @@ def test_unusable_weights_of_neighbours_are_refused(exact_tiny: Model, bad: torc
     exact = load_file(GOLDEN_MODEL / EXACT)
     weights = load_file(GOLDEN_MODEL / WEIGHTS)
     assert Model(exact_tiny.config, weights, exact).fingerprint == exact_tiny.fingerprint
-    assert exact_tiny.neighbours.any()
+    assert exact_tiny.lessons(PLANS[0], learns=False).weights[1].any()
     with pytest.raises(ModelError, match="neighbours"):
         Model(exact_tiny.config, weights, {**exact, NEIGHBOURS: bad})

@@ -10,6 +10,7 @@ import torch
 
 from diffcodec.coefficients import Layout
 from diffcodec.final_layer import SCALE_MIN, bin_weights
+from diffcodec.network import Prediction
 from diffcodec.objective import (
     PIXEL_LOGVAR_RANGE,
     SAMPLING_FLOOR,
@@ -18,9 +19,12 @@ from diffcodec.objective import (
     pixel_cost_bits,
     step_cost_bits,
     stratified_log_snr,
+    training_loss,
 )
 from diffcodec.schedule import Schedule
 from diffcodec.tables import OCTAVE
+
+ONE = torch.ones(1)
 
 
 def kl_bits(d: float, s: float) -> float:
@@ -60,7 +64,7 @@ def test_pixel_cost_is_the_coder_s(scale_index: int) -> None:
             x_0 = torch.full((1, 3, 1, 1), float(100 + residual))
             mean = torch.full((1, 3, 1, 1), 100 + phase / 16)
             pixel = torch.zeros(1, 6, 1, 1)
-            found = pixel_cost_bits(x_0, mean, pixel, sigma)
+            found = pixel_cost_bits(x_0, mean, pixel, torch.tensor([sigma]))
             expected = -math.log2(weights[255 + residual])
             for channel in range(3):
                 assert float(found[0, channel, 0, 0]) == pytest.approx(expected, abs=0.02)
@@ -72,7 +76,7 @@ def test_pixel_cost_follows_the_predicted_scale_and_its_limits() -> None:
     def cost(logvar: float, sigma: float) -> float:
         pixel = torch.zeros(1, 6, 1, 1)
         pixel[:, :3] = logvar
-        return float(pixel_cost_bits(x_0, mean, pixel, sigma)[0, 1, 0, 0])
+        return float(pixel_cost_bits(x_0, mean, pixel, torch.tensor([sigma]))[0, 1, 0, 0])
 
     assert cost(2 * math.log(2.0), 1.0) == pytest.approx(cost(0.0, 2.0), rel=1e-5)
     assert cost(99.0, 1.0) == cost(PIXEL_LOGVAR_RANGE[1], 1.0)
@@ -85,8 +89,8 @@ def test_residuals_already_decoded_correct_the_means() -> None:
     residual = torch.tensor([0.5 * 8, 8, 0.25 * 8 + 3 * 0.0]).view(1, 3, 1, 1)
     pixel = torch.zeros(1, 6, 1, 1)
     pixel[0, 3], pixel[0, 4], pixel[0, 5] = 0.5, 0.25, 3.0
-    found = pixel_cost_bits(mean + residual, mean, pixel, 1.0)[0, :, 0, 0]
-    nothing = pixel_cost_bits(mean, mean, torch.zeros(1, 6, 1, 1), 1.0)[0, :, 0, 0]
+    found = pixel_cost_bits(mean + residual, mean, pixel, ONE)[0, :, 0, 0]
+    nothing = pixel_cost_bits(mean, mean, torch.zeros(1, 6, 1, 1), ONE)[0, :, 0, 0]
     assert float(found[0]) == pytest.approx(float(nothing[0]), abs=1e-5)
     assert float(found[2]) == pytest.approx(float(nothing[2]), abs=1e-5)
     assert float(found[1]) > 20.0
@@ -94,7 +98,9 @@ def test_residuals_already_decoded_correct_the_means() -> None:
 
 def test_an_outlier_costs_finite_bits_with_a_finite_gradient() -> None:
     mean = torch.zeros(1, 3, 1, 1, requires_grad=True)
-    cost = pixel_cost_bits(torch.full((1, 3, 1, 1), 255.0), mean, torch.zeros(1, 6, 1, 1), 0.6)
+    cost = pixel_cost_bits(
+        torch.full((1, 3, 1, 1), 255.0), mean, torch.zeros(1, 6, 1, 1), 0.6 * ONE
+    )
     cost.sum().backward()
     assert torch.isfinite(cost).all()
     assert mean.grad is not None
@@ -144,3 +150,33 @@ def test_the_range_of_training_ends_at_t_1() -> None:
     assert low == -6.0
     short = Schedule(timesteps=20)
     assert default_range(short.log_snr)[0] == pytest.approx(short.log_snr[-1])
+
+
+class Listening(torch.nn.Module):
+    """Says nothing and remembers at which log-SNRs it was asked."""
+
+    def forward(self, x_t: torch.Tensor, log_snr: torch.Tensor) -> Prediction:
+        self.asked = log_snr
+        count, _, height, width = x_t.shape
+        coef = torch.zeros(count, 192, height // 8, width // 8)
+        return Prediction(torch.zeros_like(x_t), coef, torch.zeros(count, 6, height, width))
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_final_layer_is_trained_from_wherever_it_may_begin(first: int) -> None:
+    """In turn, whichever part of the batch it is; each with the noise of its own."""
+    model, images = Listening(), torch.full((12 - first, 3, 8, 8), 100, dtype=torch.uint8)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    finals = [9.0, 8.0, 7.0]
+
+    def loss(which: list[float]) -> float:
+        options = {"log_snr_low": -6.0, "log_snr_high": 9.0, "step_length": 1.5}
+        found = training_loss(
+            model, images, noise, 0.5, log_snr_finals=which, first=first, count=12, **options
+        )
+        return float(found.final)
+
+    loss(finals)
+    assert model.asked[: 3 - first].tolist() == finals[first:]
+    assert model.asked[3 - first :].max() < 9.0
+    assert loss([9.0]) < loss(finals), "more noise, more bits"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffcodec.plans import (
     EFFORTS,
@@ -12,6 +14,7 @@ from diffcodec.plans import (
     PLANS,
     SMALL_PIXELS,
     Plan,
+    endings,
     plan_for,
     search_for,
 )
@@ -41,7 +44,29 @@ def test_plans_never_change() -> None:
         15: Plan(photo, 134, 1, mirrored=1000, adaptive=2),
         16: Plan(first, 134, 6, adaptive=2),
         17: Plan(first, 134, 6, mirrored=1000, adaptive=2),
+        18: Plan(photo, 134, 1, adaptive=2, passes=4),
+        19: Plan(photo[:-1], 134, 1, adaptive=2, passes=4),
+        20: Plan(photo[:-2], 134, 1, adaptive=2, passes=4),
+        21: Plan(photo, 134, 1, mirrored=1000, adaptive=2, passes=4),
+        22: Plan(photo[:-1], 134, 1, mirrored=1000, adaptive=2, passes=4),
+        23: Plan(photo[:-2], 134, 1, mirrored=1000, adaptive=2, passes=4),
+        24: Plan(first[:-1], 134, 6, adaptive=2, passes=4),
+        25: Plan(first, 134, 6, mirrored=1000, adaptive=2, passes=4),
     } == PLANS
+
+
+@pytest.mark.parametrize("plan", [18, 19, 20, 21, 22, 23])
+def test_plans_of_photographs_differ_in_where_their_steps_end(plan: int) -> None:
+    first = 18 if plan < 21 else 21
+    assert endings(PLANS[plan]) == [PLANS[first + k] for k in range(3)]
+    assert [p.end for p in endings(PLANS[plan])] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("plan", [0, 4, 12, 14, 15, 24])
+def test_the_others_end_where_they_end(plan: int) -> None:
+    assert endings(PLANS[plan]) == [PLANS[plan]]
+    own = Plan((9, 4, 1), 130)
+    assert endings(own) == [own]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +84,8 @@ def test_plans_never_change() -> None:
         (12, 5),
         (13, 7),
         (14, 15),
+        (19, 22),
+        (20, 23),
     ],
 )
 def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(
@@ -90,7 +117,7 @@ def test_layers_hold_the_steps_in_order() -> None:
     [
         ((1,), 133, 1),
         ((), 133, 1),
-        ((5, 2), 133, 1),
+        ((5, 0), 133, 1),
         ((5, 5, 1), 133, 1),
         ((2, 5, 1), 133, 1),
         ((1001, 1), 133, 1),
@@ -120,3 +147,15 @@ def test_layers_are_called_by_number_and_timestep() -> None:
     assert plan.label(0) == "layer 1 (down to t = 40)"
     assert plan.label(1) == "layer 2 (down to t = 1)"
     assert plan.label(2) == "strip 1 of the final layer"
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([4, 14, 19]))
+def test_strips_cover_all_rows_once(height: int, width: int, number: int) -> None:
+    """The first one is short where it is to teach the others."""
+    plan = PLANS[number]
+    parts = plan.strips(height, width)
+    assert [y for part in parts for y in range(part.start, part.stop)] == list(range(height))
+    learns = number == 19 and height * width > SMALL_PIXELS
+    assert plan.learns(height, width) == learns
+    assert parts[0].stop == min(height, 16 if learns else 64)
+    assert all(part.stop % 64 == 0 for part in parts[1:-1])

@@ -51,7 +51,7 @@ def test_the_best_of_the_tries_is_sent(
     for number in range(5):
         own = a_step(tiny, *step, settings)
         code, ratio = send_step(own, x_0, settings, 16, quiet, number)
-        out = evaluate(tiny, own.x, own.b)
+        out = evaluate(tiny, own.x, own.b, settings.plan)
         costs.append(8 * len(code) + tries._bits_ahead(own, out, x_0, settings))
         if costs[-1] == found.bits and number == int(np.argmin(costs)):
             assert (code, ratio) == (found.code, found.ratio)

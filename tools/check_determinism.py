@@ -93,10 +93,14 @@ def _in_tiles() -> Callable[[Model, torch.Tensor, int], Integers]:
     whole = Model.evaluate
 
     def evaluate(
-        model: Model, x: torch.Tensor, t: int, correction: Correction | None = None
+        model: Model,
+        x: torch.Tensor,
+        t: int,
+        correction: Correction | None = None,
+        final: bool = False,
     ) -> Integers:
         half = -(-max(x.shape[1:]) // 16) * 8
-        return whole(model, x, t, tile=half, correction=correction)
+        return whole(model, x, t, tile=half, correction=correction, final=final)
 
     return evaluate
 

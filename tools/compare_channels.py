@@ -49,7 +49,6 @@ from diffcodec.entropy import (
     categorical,
     integer_probabilities,
 )
-from diffcodec.final_layer import strips
 from diffcodec.image import from_array
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, permutation, shared_normal
@@ -361,9 +360,10 @@ def run_chain(
             step.move(rows, prior, y)
         x = step.arrive()
     final = Final(model, x, settings)
-    for rows in strips(height):
+    for rows in settings.strips:
         own_levels = levels[:, rows].astype(np.int64)
-        total.final_bits += 8 * len(final_layer.send_strip(own_levels, final.distribution(rows)))
+        code = final_layer.send_strip(own_levels, final.distribution(rows), lessons=final.lessons)
+        total.final_bits += 8 * len(code)
     total.dims += levels.size
 
 

@@ -55,15 +55,20 @@ class Remembering(Model):
         self._seen: dict[tuple[int, bytes], Integers] = {}
 
     def evaluate(
-        self, x: torch.Tensor, t: int, tile: int = TILE, correction: Correction | None = None
+        self,
+        x: torch.Tensor,
+        t: int,
+        tile: int = TILE,
+        correction: Correction | None = None,
+        final: bool = False,
     ) -> Integers:
         if correction is not None:
-            return super().evaluate(x, t, tile, correction)
-        key = t, x.numpy().tobytes() + bytes(x.shape[1:])
+            return super().evaluate(x, t, tile, correction, final)
+        key = t, bytes([final]) + x.numpy().tobytes() + bytes(x.shape[1:])
         if key not in self._seen:
             if len(self._seen) >= STATES:
                 self._seen.clear()
-            self._seen[key] = super().evaluate(x, t, tile)
+            self._seen[key] = super().evaluate(x, t, tile, final=final)
         return self._seen[key]
 
 

@@ -53,7 +53,6 @@ class HangError(BaseException):
 def read(content: bytes, rng: Random) -> None:
     """Everything a reader does before a model is touched."""
     from diffcodec import api, chunks, container, extras
-    from diffcodec.final_layer import STRIP_ROWS
 
     header, start = container.read_header(content)
     front = extras.read_front(header, content, start)
@@ -68,7 +67,7 @@ def read(content: bytes, rng: Random) -> None:
         used = rng.randrange(len(code) + 1)
         end = reader.place + used
         reader.close(used, content[end] if end < len(content) else 0)
-    for _ in range(0, header.height, STRIP_ROWS):
+    for _ in header.strips:
         reader.strip()
     try:
         extras.read_trailer(content, reader.place)

@@ -17,7 +17,6 @@ from diffcodec import container, extras
 from diffcodec.bits import crc8, decode_varint, encode_varint
 from diffcodec.chunks import END
 from diffcodec.container import Header, LayerReader, Writer
-from diffcodec.final_layer import STRIP_ROWS
 from diffcodec.image import Metadata, Picture, from_array, orientation_exif
 from diffcodec.model import Model
 from diffcodec.plans import PLANS, Plan
@@ -130,7 +129,7 @@ def seed(content: bytes) -> Seed:
         reader = LayerReader(content, end, header)
         while len(reader.layers) < len(header.plan.layers) and reader.skip():
             pass
-        for _ in range(0, header.height, STRIP_ROWS):
+        for _ in header.strips:
             reader.strip()
         numbers += [layer.start for layer in reader.layers]
         if header.trailer:
@@ -206,7 +205,7 @@ def _made_up(rng: Random, height: int, width: int, plan: Plan) -> bytes:
     writer = Writer(header, front)
     for _ in plan.layers:
         writer.add_layer(noise.bytes(rng.choice([0, 3, 40, 250])), rng.randrange(256))
-    for _ in range(0, height, STRIP_ROWS):
+    for _ in header.strips:
         writer.add_strip(noise.bytes(rng.choice([0, 3, 40])), b"")
     writer.add_trailer(trailer)
     return writer.getvalue()

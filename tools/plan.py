@@ -65,7 +65,9 @@ def main(
     sigma = float(np.exp(-0.5 * lam[1]))
     out = model.network(x_0 + sigma * noise, torch.full((len(x_0),), float(lam[1])))
     mean = (x_0 + sigma * (noise - out.eps) + 1.0) * 127.5
-    final = float(pixel_cost_bits(batch.float(), mean, out.pixel, sigma * 127.5).mean())
+    final = float(
+        pixel_cost_bits(batch.float(), mean, out.pixel, torch.tensor([sigma * 127.5])).mean()
+    )
     click.echo(f"final layer {final:.4f} bits/dim")
     # Nothing before the first timestep is conveyed: what x there should have told is paid later.
     best = np.array([0.5 * np.log2(1 + 0.25 * np.exp(lam[t])) for t in ts])

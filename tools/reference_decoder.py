@@ -105,6 +105,7 @@ class Plan:
     grouped: int
     mirrored: int = 0
     adaptive: int = 0
+    passes: int = 2
 
     @property
     def layers(self) -> list[list[tuple[int, int]]]:
@@ -124,6 +125,14 @@ PLANS |= {n: replace(PLANS[same], mirrored=1000) for n, same in ((5, 4), (6, 3),
 PLANS |= {n: replace(PLANS[same], adaptive=1) for n, same in ((8, 3), (9, 6), (10, 0), (11, 7))}
 PLANS |= {n: replace(PLANS[same], mirrored=4) for n, same in ((12, 4), (13, 0))}
 PLANS |= {n: replace(PLANS[same], adaptive=2) for n, same in ((14, 3), (15, 6), (16, 0), (17, 7))}
+for number, same, end in (
+    *((17 + end, 14, end) for end in (1, 2, 3)),
+    *((20 + end, 15, end) for end in (1, 2, 3)),
+    (24, 16, 2),
+    (25, 17, 1),
+):
+    ending = tuple(t for t in PLANS[same].timesteps if t >= end)
+    PLANS[number] = replace(PLANS[same], timesteps=ending, passes=4)
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
@@ -139,6 +148,7 @@ NUMBERED_MODELS = {
     12: (bytes.fromhex("bffe67"), 5),
     13: (bytes.fromhex("fbfe52"), 14),
     14: (bytes.fromhex("fbfe52"), 15),
+    **{number: (bytes.fromhex("56b59e"), number + 3) for number in range(15, 21)},
 }
 """Fingerprint and own plan (§8)."""
 
@@ -306,10 +316,10 @@ class Schedule:
                 round(gain),
             )
 
-    def sigma_index(self) -> int:
-        """round(8 log2 σ_1) of §11."""
+    def sigma_index(self, t: int) -> int:
+        """round(8 log2 σ_t) of §11."""
         with localcontext(prec=40):
-            sigma2 = (1 - self.exact[1]) / self.exact[1] * Decimal("127.5") ** 2
+            sigma2 = (1 - self.exact[t]) / self.exact[t] * Decimal("127.5") ** 2
             return round(4 * sigma2.ln() / Decimal(2).ln())
 
     def predict_x0(self, x: Array, t: int, eps: Array, grey: bool) -> Array:
@@ -391,12 +401,21 @@ class Network:
         self.schedule = Schedule(*(config["schedule"][k] for k in SCHEDULE))
         self.fingerprint = fingerprint(config, typed)
         tensors = {name: values for name, (_, values) in typed.items()}
-        self.neighbours = tensors.pop("neighbours", np.zeros((3, 6), np.int64)).tolist()
+        names = [name for name in tensors if name.partition(".")[0] == "neighbours"]
+        self._neighbours = {name: tensors.pop(name) for name in names}
         self.floors: list[int] = config.get("experts", [1])
         self.members = [
             Integers(config["network"]["blocks"], own_tensors(tensors, k, len(self.floors)))
             for k in range(len(self.floors))
         ]
+
+    def first_weights(self, plan: Plan) -> Array:
+        """n of §11 for the first strip, [passes, 3, 11]."""
+        if plan.passes == 4:
+            none = np.zeros((4, 3, 11), np.int64)
+            return self._neighbours.get(f"neighbours.{plan.timesteps[-1]}", none)
+        n = self._neighbours.get("neighbours", np.zeros((3, 6), np.int64))
+        return np.pad(n[None], [(1, 0), (0, 0), (0, 5)])
 
     def at(self, x: Array, t: int) -> Output:
         """Of a state whose sides are multiples of 8, by the network whose timestep it is."""
@@ -923,8 +942,63 @@ class Strip:
         return (a + n // 2) // n if self.rounds else a // n
 
 
+class Lessons:
+    """§11.1: what the strips of a picture teach of the next."""
+
+    def __init__(self, first: Array, learns: bool) -> None:
+        self.first, self.n, self.learns = first, first.copy(), learns
+        places = first.shape[:2]
+        self.e = np.zeros((*places, 41), np.int64)
+        self.a, self.b = np.zeros((*places, 11, 11)), np.zeros((*places, 11))
+        self.count, self.v = np.zeros(places), np.zeros((3, *places, 41))
+
+    def learn(self, k: int, c: int, z: Array, missing: Array, rho: Array, scale: Array) -> None:
+        """From channel c of pass k: z [11, pixels], the others [pixels], in reading order."""
+        if not self.learns or not z.shape[1]:
+            return
+        own = k, c
+        missing, count = np.clip(missing, -96, 96), z.shape[1]
+        self.a[own] = self.a[own] / 2 + (z @ z.T)
+        self.b[own] = self.b[own] / 2 + z @ missing
+        self.count[own] = self.count[own] / 2 + count
+        self.v[:, *own] /= 2
+        for bin in range(41):
+            here = (scale + 24) // 2 == bin
+            with localcontext(prec=40):
+                squares = [
+                    int((256 * Decimal(2) ** (Decimal(int(s)) / 4)).to_integral_value())
+                    for s in (2 * bin - 24, 2 * bin - 23)
+                ]
+            expected = sum(
+                int(np.count_nonzero(scale == 2 * bin - 24 + i)) * squares[i] for i in (0, 1)
+            )
+            values = (int(np.sum(rho[here] ** 2)), expected, int(np.count_nonzero(here)))
+            self.v[:, *own, bin] += values
+        m, x = self.a[own].copy(), self.b[own].copy()
+        for j in range(11):
+            ridge = m[j, j] * (1000 / self.count[own]) + 1.0
+            x[j] += ridge * (self.first[own][j] / 1024)
+            m[j, j] += ridge
+        for j in range(11):
+            for i in range(j + 1, 11):
+                quotient = m[i, j] / m[j, j]
+                m[i, j + 1 :] -= quotient * m[j, j + 1 :]
+                x[i] -= quotient * x[j]
+        for j in reversed(range(11)):
+            x[j] = x[j] / m[j, j]
+            x[:j] -= m[:j, j] * x[j]
+        self.n[own] = np.clip(np.rint(x * 1024), -4096, 4096).astype(np.int64)
+        with localcontext(prec=40):
+            bounds = [float(Decimal(2) ** (Decimal(2 * j - 1) / 8)) for j in range(-3, 9)]
+        for bin in range(41):
+            square, expected, pixels = (float(v) for v in self.v[:, *own, bin])
+            ratio = (3 * square - pixels * 64) / (3 * expected) if expected else 0.0
+            ratio = (ratio * pixels + 256) / (pixels + 256)
+            self.e[own][bin] = sum(ratio > bound for bound in bounds) - 4
+
+
 def decode_strip(
-    message: bytes, strip: Strip, grey: bool, n: list[list[int]], whole: bool
+    message: bytes, strip: Strip, grey: bool, lessons: Lessons, whole: bool
 ) -> tuple[Array, Array]:
     """(levels int64, which of them are certain), both [3, h, w]."""
     mean = strip.mean.copy()
@@ -934,28 +1008,36 @@ def decode_strip(
     coder = RangeDecoder(message)
     limit = math.inf if whole else 8 * len(message) - 40
     levels, certain = np.zeros_like(mean), np.zeros(mean.shape, bool)
-    even = np.indices((h, w)).sum(axis=0) % 2 == 0
-    for first in (True, False):
-        own = even if first else ~even
-        if not first:
-            r = np.where(even, np.clip(16 * levels - mean, -48, 48), 0)
-            r = np.pad(r, [(0, 0), (1, 1), (1, 1)])
-            vertical = r[:, :-2, 1:-1] + r[:, 2:, 1:-1]
-            across = r[:, 1:-1, :-2] + r[:, 1:-1, 2:]
-            for c in [1] if grey else range(3):
-                others = [1] if grey else range(3)
-                total = sum(n[c][s] * vertical[s] + n[c][3 + s] * across[s] for s in others)
-                mean[c] = np.where(own, mean[c] + strip.divide(total, 1024), mean[c])
+    passes, learnt = len(lessons.n), []
+    row, column = np.indices((h, w)) % 2
+    order = row ^ column if passes == 2 else np.array([[0, 2], [3, 1]])[row, column]
+    largest = 48 if passes == 2 else 96
+    rho = np.zeros_like(mean)
+    for k in range(passes):
+        own = order == k
+        r = np.pad(np.clip(rho, -largest, largest), [(0, 0), (1, 1), (1, 1)])
+        above_below = r[:, :-2] + r[:, 2:]
+        left_right = r[:, 1:-1, :-2] + r[:, 1:-1, 2:]
+        diagonal = above_below[:, :, :-2] + above_below[:, :, 2:]
+        around = np.concatenate([above_below[:, :, 1:-1], left_right, diagonal])[:, own]
         for c in [1] if grey else (1, 0, 2):
-            rho = 16 * levels - mean
+            here = np.clip(rho[[1, 0]][:, own], -largest, largest)
+            z = np.concatenate([around, here])
+            plain, scale = mean[c][own], strip.scale[c][own] - (6 if grey else 0)
             if c == 0:
-                mean[0][own] += strip.divide(strip.coefs[0] * rho[1], 64)[own]
+                plain = plain + strip.divide(strip.coefs[0] * rho[1], 64)[own]
             if c == 2:
                 both = strip.coefs[1] * rho[1] + strip.coefs[2] * rho[0]
-                mean[2][own] += strip.divide(both, 64)[own]
-            scale = strip.scale[c] - (6 if grey else 0)
-            found = decode_channel(coder, mean[c][own], scale[own], limit)
+                plain = plain + strip.divide(both, 64)[own]
+            scale = np.clip(scale, -24, 56)
+            corrected = plain + strip.divide(lessons.n[k, c] @ z, 1024)
+            wider = np.clip(scale + lessons.e[k, c][(scale + 24) // 2], -24, 56)
+            found = decode_channel(coder, corrected, wider, limit)
             levels[c][own], certain[c][own] = found
+            rho[c][own] = 16 * levels[c][own] - corrected
+            learnt.append((k, c, z, 16 * levels[c][own] - plain, rho[c][own], scale))
+    for lesson in learnt:
+        lessons.learn(*lesson)
     if grey:
         levels[[0, 2]], certain[[0, 2]] = levels[1], certain[1]
     return levels, certain
@@ -1210,7 +1292,7 @@ def decode(content: bytes, network: Network, stop_t: int = 0, recon: str = "mean
             raise RefusedError("the file ends inside its front block") from None
     reader = Reader(content, place, header)
     x, at, t = receive_steps(reader, network, header, stop_t)
-    if t > 1 or stop_t:
+    if t > header.plan.timesteps[-1] or stop_t:
         shown = shown_after(reader, network, header, x, at, recon)
         return Decoded(pixels_of(shown, header, metadata), t, False, metadata)
     shown, exact = receive_strips(reader, network, header, x)
@@ -1256,14 +1338,20 @@ def receive_strips(
 ) -> tuple[Array, bool]:
     """(levels [3, H, W], whether all strips are whole)."""
     content, grey = reader.content, header.grey
-    out = network.evaluate(x, 1, header.plan.mirrored >= 1, reader.adaptation)
-    x0_hat = network.schedule.predict_x0(x, 1, out.eps, grey)
+    t = header.plan.timesteps[-1]
+    out = network.evaluate(x, t, header.plan.mirrored >= t, reader.adaptation)
+    x0_hat = network.schedule.predict_x0(x, t, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
-    scales = out.scale_index + network.schedule.sigma_index()
+    scales = out.scale_index + network.schedule.sigma_index(t)
     rounds = header.version > 5
     expected = expected_length(header, reader.place - reader.first)
     check_bytes = 4 if expected is None else 2
-    for top in range(0, header.height, 64):
+    learns = header.plan.passes == 4 and header.width * header.height > 4096
+    lessons = Lessons(network.first_weights(header.plan), learns)
+    tops = [*range(0, header.height, 64), header.height]
+    if learns and header.height > 16:
+        tops.insert(1, 16)
+    for top, end in pairwise(tops):
         try:
             length, place = varint(content, reader.place)
         except EndOfFileError:
@@ -1276,9 +1364,9 @@ def receive_strips(
         payload = content[begin : begin + length]
         if begin > len(content):
             return shown, False
-        whole, rows = len(payload) == length, np.s_[:, top : top + 64]
+        whole, rows = len(payload) == length, np.s_[:, top:end]
         strip = Strip(means[rows], scales[rows], out.coefs[rows], rounds)
-        levels, certain = decode_strip(payload, strip, grey, network.neighbours, whole)
+        levels, certain = decode_strip(payload, strip, grey, lessons, whole)
         shown[rows] = np.where(certain, levels, shown[rows])
         if not whole:
             return shown, False
@@ -1329,7 +1417,7 @@ def shown_after(
     schedule = network.schedule
     upto, adaptation = header.plan.mirrored, reader.adaptation
     eps = network.evaluate(x, t, t <= upto, adaptation).eps
-    if recon == "mean" and t > 1:
+    if recon == "mean" and t > header.plan.timesteps[-1]:
         b = max(s for s in header.plan.timesteps if s < t)
         x_b = math.sqrt(schedule.alphas_cumprod(b)) * schedule.predict_x0(x, t, eps, header.grey)
         x = np.rint((x_b + math.sqrt(schedule.rest(b)) * (eps / 16384)) * 65536)

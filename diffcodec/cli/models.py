@@ -39,7 +39,7 @@ def quantize(
 
     \b
     diffcodec quantize runs/cifar10 --data train_0.webp
-    diffcodec quantize runs/photo --data photos/ --plan 14 --crop 64
+    diffcodec quantize runs/photo --data photos/ --plan 19 --crop 64
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
     model's: 4 is for small pictures, 14 for photographs. The activations' ranges are calibrated

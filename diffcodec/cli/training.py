@@ -79,6 +79,9 @@ CODEC = "codec"
 @click.option(
     "--timesteps", help="Train for these alone, such as 1-20; see `diffcodec join`  [default: all]."
 )
+@click.option(
+    "--finals", help="Timesteps from which the final layer may begin, such as 1,2,3  [default: 1]."
+)
 @click.option("--seed", type=click.IntRange(0, 1 << 31), help="Keys all randomness of the run.")
 @click.option("--channels", help="Features at 1/2, 1/4, 1/8 size  [default: 96,144,192].")
 @click.option("--blocks", help="Residual blocks at these sizes  [default: 2,2,3].")
@@ -115,6 +118,7 @@ def train(
     blocks: str | None,
     reductions: str | None,
     timesteps: str | None,
+    finals: str | None,
     init: str | None,
     **settings: Any,
 ) -> None:
@@ -151,6 +155,8 @@ def train(
         given["reductions"] = integers(reductions)
     if timesteps:
         given["timesteps"] = _range(timesteps)
+    if finals:
+        given["finals"] = integers(finals)
     shaped = network or classes or channels or blocks
     if resume and (given or shaped or init):
         raise click.UsageError("--resume takes its settings from the run; give none but --steps")

@@ -51,6 +51,7 @@ class TrainConfig:
         better pictures of files cut early, at some cost for whole ones.
     timesteps: lowest and highest of those that are trained, of a network for these alone; None
         for all (see diffcodec/experts.py).
+    finals: timesteps from which the final layer may begin, and for which it is trained.
     label_dropout: share of the pictures that a class-conditional network sees without class.
     holdout: pictures at the end of the data kept out for validation.
     precision: of the network's convolutions; the weights are always float32.
@@ -77,6 +78,7 @@ class TrainConfig:
     step_length: float = 1.5
     emphasis: float = 0.0
     timesteps: tuple[int, int] | None = None
+    finals: tuple[int, ...] = (1,)
     label_dropout: float = 0.1
     holdout: int = 512
     seed: int = 1
@@ -92,6 +94,10 @@ class TrainConfig:
         if self.timesteps is not None and not 1 <= self.timesteps[0] <= self.timesteps[1]:
             low, high = self.timesteps
             raise ValueError(f"timesteps from {low} to {high}: there are none")
+        if not self.finals or min(self.finals) < 1:
+            raise ValueError("the final layer begins at timesteps from 1 on")
+        if self.finals != (1,) and not codec:
+            raise ValueError("only the codec's network has a final layer to be trained")
         if self.timesteps is not None and not codec:
             raise ValueError("only the codec's network can be trained for some timesteps alone")
         if self.objective == "simple" and self.variance == "learned":
@@ -138,7 +144,10 @@ class TrainConfig:
         reductions = tuple(values.pop("reductions", (1,)))
         timesteps = values.pop("timesteps", None)
         timesteps = timesteps and (timesteps[0], timesteps[1])
-        return cls(network=network, reductions=reductions, timesteps=timesteps, **values)
+        finals = tuple(values.pop("finals", (1,)))
+        return cls(
+            network=network, reductions=reductions, timesteps=timesteps, finals=finals, **values
+        )
 
 
 PAPER: dict[str, dict[str, Any]] = {

@@ -104,7 +104,8 @@ class CodecTask:
 
     def __init__(self, config: TrainConfig, shape: NetworkConfig, schedule: Schedule) -> None:
         self.config, self.shape = config, shape
-        (self.low, self.high), self.share = trained_range(schedule.log_snr, config.timesteps)
+        found = trained_range(schedule.log_snr, config.timesteps, config.finals)
+        (self.low, self.high), self.share, self.finals = found
 
     def network(self) -> nn.Module:
         return CodecUNet(self.shape)
@@ -125,6 +126,7 @@ class CodecTask:
             offset,
             log_snr_low=self.low,
             log_snr_high=self.high,
+            log_snr_finals=self.finals,
             step_length=self.config.step_length,
             final_share=self.share,
             emphasis=self.config.emphasis if training else 0.0,

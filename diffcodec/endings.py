@@ -1,0 +1,98 @@
+"""Where the steps of a picture end and its final layer begins: the sender tries both on a part.
+
+Of a picture that is grainy itself the last steps tell nothing that the final layer could not tell
+as well, without what the channel loses and in less time; of a smooth one, or one that was
+compressed before, they tell more.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcodec.exact import X_UNIT
+from diffcodec.final_layer import ideal_bits
+from diffcodec.model import Model
+from diffcodec.parallel import one_torch_thread, thread_map
+from diffcodec.plans import Plan
+from diffcodec.reverse import evaluate, final_distribution
+from diffcodec.steps import Settings, Step
+
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+SIDE = 128
+"""Of the parts that are looked at, in pixels."""
+PARTS = 2
+"""So many along each side of the picture, evenly spread."""
+OVERHEAD = 1.03
+"""What a step takes beside its divergence, and the final layer does not (measured)."""
+
+
+def best_ending(model: Model, levels: U8, plans: list[Plan], grey: bool, seed: int) -> Plan:
+    """That of ``plans``, which differ in nothing else than where their steps end, which will take
+    the fewest bits for levels uint8 [3, H, W]."""
+    if len(plans) == 1:
+        return plans[0]
+    parts = _parts(levels)
+
+    def work(number: int) -> list[float]:
+        with one_torch_thread():
+            rng = np.random.default_rng((seed, number))
+            return _bits(model, parts[number], plans, grey, rng)
+
+    total = np.sum(thread_map(work, len(parts)), axis=0)
+    return plans[int(np.argmin(total))]
+
+
+def _bits(
+    model: Model, part: U8, plans: list[Plan], grey: bool, rng: np.random.Generator
+) -> list[float]:
+    """What each plan will take for a part, from where the first of them ends."""
+    longest = max(plans, key=lambda plan: len(plan.timesteps))
+    settings = Settings(longest, part.shape[1], part.shape[2], grey=grey)
+    ends = [t for t in longest.timesteps if t <= max(plan.end for plan in plans)]
+    states = {t: _noisy(model, part, t, rng) for t in ends}
+    costs = {ends[0]: 0.0}  # of the steps down to each end
+    for a, b in pairwise(ends):
+        costs[b] = costs[a] + OVERHEAD * _step_bits(model, part, states[a], a, b, settings)
+    return [
+        costs[plan.end] + _final_bits(model, part, states[plan.end], plan, grey) for plan in plans
+    ]
+
+
+def _parts(levels: U8) -> list[U8]:
+    """Squares of the picture, or all of one that is small."""
+    _, height, width = levels.shape
+    rows, columns = (
+        sorted({(2 * k + 1) * max(0, side - SIDE) // (2 * PARTS) for k in range(PARTS)})
+        for side in (height, width)
+    )
+    return [
+        np.ascontiguousarray(levels[:, top : top + SIDE, left : left + SIDE])
+        for top in rows
+        for left in columns
+    ]
+
+
+def _noisy(model: Model, part: U8, t: int, rng: np.random.Generator) -> I32:
+    """A state x_t ~ q(x_t | x_0)."""
+    x_t = model.schedule.q_sample(part / 127.5 - 1.0, t, rng.standard_normal(part.shape))
+    return np.rint(x_t * (1 << X_UNIT)).astype(np.int32)
+
+
+def _step_bits(model: Model, part: U8, x: I32, a: int, b: int, settings: Settings) -> float:
+    step = Step(model, x, a, b, settings)
+    priors = [(step.prior(rows), rows) for rows in settings.bands]
+    return sum(float(np.sum(p.divergence(p.shifts(part[:, rows])))) for p, rows in priors)
+
+
+def _final_bits(model: Model, part: U8, x: I32, plan: Plan, grey: bool) -> float:
+    """With the first rows for a lesson, which are not counted."""
+    p = final_distribution(model, evaluate(model, x, plan.end, plan), x, plan, grey)
+    levels, lessons = part.astype(np.int64), model.lessons(plan, learns=True)
+    cut = part.shape[1] // 2
+    ideal_bits(levels[:, :cut], p.rows(0, cut), grey, lessons)
+    return 2.0 * ideal_bits(levels[:, cut:], p.rows(cut, part.shape[1]), grey, lessons)
