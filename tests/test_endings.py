@@ -1,6 +1,8 @@
-"""Where the steps of a picture end: the sender's choice."""
+"""Where the steps of a picture end: the sender's choice, and what a model needs for it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from conftest import load_picture
 
 import diffcodec
 from diffcodec.api import parse
+from diffcodec.calibrate import exact_tensors
 from diffcodec.endings import PARTS, SIDE, best_ending
-from diffcodec.evaluate import ideal_chain
+from diffcodec.evaluate import evaluate_picture, ideal_chain, summarise
 from diffcodec.image import from_array
 from diffcodec.model import Model
 from diffcodec.plans import PLANS, endings
@@ -89,3 +92,30 @@ def test_every_ending_decodes_whole_and_cut(photo: Model, end: int) -> None:
         assert shown.t == end
         assert not shown.exact
     np.testing.assert_array_equal(shown.pixels[:64], pixels[:64])
+
+
+def test_a_model_is_made_exact_for_every_ending_of_its_plan(tiny: Model) -> None:
+    """And knows what its neighbours say from wherever the final layer may begin."""
+    images = np.stack([load_picture("budgerigar-32.png").transpose(2, 0, 1)] * 2)
+    weights = tiny.network.state_dict()
+    for number, ends in ((24, {2}), (19, {1, 2, 3})):
+        config = replace(tiny.config, plan=number)
+        tensors = exact_tensors(Model(config, weights), images, seed=0)
+        model = Model(config, weights, tensors)
+        assert ends | set(PLANS[number].timesteps) == set(tensors["timesteps"].tolist())
+        for plan in endings(PLANS[number]):
+            model.check_plan(plan)
+            first = model.lessons(plan, learns=True).weights
+            assert first[1:].any()
+            np.testing.assert_array_equal(first, tensors[f"neighbours.{plan.end}"].numpy())
+
+
+def test_means_of_layers_are_of_the_pictures_that_have_them(photo: Model) -> None:
+    pixels = flat_and_grainy()[1][:72, :64]
+    reports = [
+        evaluate_picture("", pixels, photo, effort=1, plan=PLANS[n], ideal=False) for n in (18, 20)
+    ]
+    rows = {row["t"]: row for row in summarise(reports)["layers"]}
+    assert [row["pictures"] for row in rows.values()] == [2] * 13 + [1, 1, 2]
+    assert rows[2]["real_bits"] == reports[0].layers[-3].real_bits
+    assert rows[0]["real_bits"] == np.mean([r.layers[-1].real_bits for r in reports])

@@ -295,14 +295,22 @@ def test_tiles_with_their_halo_equal_the_whole(
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 6), torch.full((3, 6), 5000)],
-    ids=["shape", "floats", "too large"],
+    ("name", "bad"),
+    [
+        (NEIGHBOURS, torch.zeros(3, 5, dtype=torch.int64)),
+        (NEIGHBOURS, torch.zeros(3, 6)),
+        (NEIGHBOURS, torch.full((3, 6), 5000)),
+        (f"{NEIGHBOURS}.2", torch.zeros(3, 6, dtype=torch.int64)),
+        (f"{NEIGHBOURS}.2", torch.full((4, 3, 11), -5000)),
+    ],
+    ids=["shape", "floats", "too large", "shape of four passes", "too small"],
 )
-def test_unusable_weights_of_neighbours_are_refused(exact_tiny: Model, bad: torch.Tensor) -> None:
+def test_unusable_weights_of_neighbours_are_refused(
+    exact_tiny: Model, name: str, bad: torch.Tensor
+) -> None:
     exact = load_file(GOLDEN_MODEL / EXACT)
     weights = load_file(GOLDEN_MODEL / WEIGHTS)
     assert Model(exact_tiny.config, weights, exact).fingerprint == exact_tiny.fingerprint
     assert exact_tiny.lessons(PLANS[0], learns=False).weights[1].any()
     with pytest.raises(ModelError, match="neighbours"):
-        Model(exact_tiny.config, weights, {**exact, NEIGHBOURS: bad})
+        Model(exact_tiny.config, weights, {**exact, name: bad})
