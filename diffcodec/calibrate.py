@@ -19,7 +19,7 @@ from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.store import make_process
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import ModelError
-from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX, X_UNIT
+from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX
 from diffcodec.experts import expert_at, join
 from diffcodec.final_layer import fit_weights
 from diffcodec.model import Model, ModelConfig
@@ -27,7 +27,7 @@ from diffcodec.model_check import NEIGHBOURS
 from diffcodec.objective import block_transform
 from diffcodec.plans import PLANS, Plan, endings
 from diffcodec.quantize import quantize
-from diffcodec.reverse import evaluate, final_distribution
+from diffcodec.reverse import evaluate, final_distribution, q_sample
 from diffcodec.transform import BANDS, BLOCK
 
 F64 = NDArray[np.float64]
@@ -65,8 +65,7 @@ def _neighbours(model: Model, plan: Plan, images: U8, seed: int) -> dict[str, Te
     rng = np.random.default_rng(seed)
     pictures = []
     for x_0 in images:
-        x_t = model.schedule.q_sample(x_0 / 127.5 - 1.0, plan.end, rng.standard_normal(x_0.shape))
-        state = np.rint(x_t * (1 << X_UNIT)).astype(np.int32)
+        state = q_sample(model, x_0, plan.end, rng)
         out = evaluate(model, state, plan.end, plan)
         p = final_distribution(model, out, state, plan, grey=False)
         pictures.append((x_0.astype(np.int64), p))

@@ -12,12 +12,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcodec.exact import X_UNIT
 from diffcodec.final_layer import ideal_bits
 from diffcodec.model import Model
 from diffcodec.parallel import one_torch_thread, thread_map
 from diffcodec.plans import Plan
-from diffcodec.reverse import evaluate, final_distribution
+from diffcodec.reverse import evaluate, final_distribution, q_sample
 from diffcodec.steps import Settings, Step
 
 I32 = NDArray[np.int32]
@@ -54,10 +53,11 @@ def _bits(
     longest = max(plans, key=lambda plan: len(plan.timesteps))
     settings = Settings(longest, part.shape[1], part.shape[2], grey=grey)
     ends = [t for t in longest.timesteps if t <= max(plan.end for plan in plans)]
-    states = {t: _noisy(model, part, t, rng) for t in ends}
+    states = {t: q_sample(model, part, t, rng) for t in ends}
     costs = {ends[0]: 0.0}  # of the steps down to each end
     for a, b in pairwise(ends):
-        costs[b] = costs[a] + OVERHEAD * _step_bits(model, part, states[a], a, b, settings)
+        step = Step(model, states[a], a, b, settings)
+        costs[b] = costs[a] + OVERHEAD * step.divergence(part, settings.bands)
     return [
         costs[plan.end] + _final_bits(model, part, states[plan.end], plan, grey) for plan in plans
     ]
@@ -75,18 +75,6 @@ def _parts(levels: U8) -> list[U8]:
         for top in rows
         for left in columns
     ]
-
-
-def _noisy(model: Model, part: U8, t: int, rng: np.random.Generator) -> I32:
-    """A state x_t ~ q(x_t | x_0)."""
-    x_t = model.schedule.q_sample(part / 127.5 - 1.0, t, rng.standard_normal(part.shape))
-    return np.rint(x_t * (1 << X_UNIT)).astype(np.int32)
-
-
-def _step_bits(model: Model, part: U8, x: I32, a: int, b: int, settings: Settings) -> float:
-    step = Step(model, x, a, b, settings)
-    priors = [(step.prior(rows), rows) for rows in settings.bands]
-    return sum(float(np.sum(p.divergence(p.shifts(part[:, rows])))) for p, rows in priors)
 
 
 def _final_bits(model: Model, part: U8, x: I32, plan: Plan, grey: bool) -> float:

@@ -138,6 +138,12 @@ def start(t: int, seed: int, height: int, width: int) -> I32:
     return x.reshape(3, height, width)
 
 
+def q_sample(model: Model, x_0: U8, t: int, rng: np.random.Generator) -> I32:
+    """A state x_t ~ q(x_t | x_0), eq. 4, for levels x_0 uint8 [3, H, W], in 2**-16."""
+    x_t = model.schedule.q_sample(x_0 / 127.5 - 1.0, t, rng.standard_normal(x_0.shape))
+    return np.rint(x_t * (1 << X_UNIT)).astype(np.int32)
+
+
 def predict_x0(model: Model, x: I32, t: int, out: NetworkOutput, grey: bool) -> F64:
     """x̂_0(x_t), eq. 15, float64 [3, H, W] in the [-1, 1] scale, clipped only to ±X0_LIMIT."""
     x_0 = model.schedule.predict_x0(x / (1 << X_UNIT), t, out.eps / (1 << EPS_UNIT))

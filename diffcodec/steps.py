@@ -155,6 +155,11 @@ class Step:
         self.shown[:, rows] = to_levels(x0_hat)
         return Prior(self._reverse, x0_hat, out.coef_index, x_a, self.grey)
 
+    def divergence(self, x_0: U8, bands: list[slice]) -> float:
+        """KL(q || p_θ) in bits for levels x_0 uint8 [3, H, W], of bands that are still x_a."""
+        priors = [(self.prior(rows), rows) for rows in bands]
+        return sum(float(np.sum(p.divergence(p.shifts(x_0[:, rows])))) for p, rows in priors)
+
     def flow(self, rows: slice, prior: Prior) -> F64:
         """y in 2**-12 that leads along the probability flow: x_b with the noise ε̂ of x_a."""
         schedule, rest = self.model.schedule, self.model.schedule.one_minus_alphas_cumprod

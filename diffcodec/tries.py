@@ -72,6 +72,4 @@ def _bits_ahead(step: Step, out: NetworkOutput, x_0: U8, settings: Settings) -> 
             for levels, rows in own
         )
         return 8.0 * sum(len(code) for code in codes)
-    ahead = Step(model, x, b, following, settings, out)
-    priors = [(ahead.prior(rows), rows) for rows in settings.bands]
-    return sum(float(np.sum(p.divergence(p.shifts(x_0[:, rows])))) for p, rows in priors)
+    return Step(model, x, b, following, settings, out).divergence(x_0, settings.bands)

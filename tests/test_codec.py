@@ -19,10 +19,9 @@ from diffcodec import FormatError
 from diffcodec.codec import SentLayer, receive, send
 from diffcodec.container import Layer, read_header
 from diffcodec.contents import describe
-from diffcodec.correction import Correction
 from diffcodec.evaluate import psnr
 from diffcodec.exact import Integers
-from diffcodec.model import TILE, Model, read_model
+from diffcodec.model import Model, read_model
 from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, Plan, Search
 from diffcodec.render import estimate
 from diffcodec.reverse import to_levels
@@ -383,16 +382,9 @@ def test_pictures_of_one_size_share_their_first_evaluation(
         def __init__(self) -> None:
             self.__dict__.update(tiny.__dict__)
 
-        def evaluate(
-            self,
-            x: torch.Tensor,
-            t: int,
-            tile: int = TILE,
-            correction: Correction | None = None,
-            final: bool = False,
-        ) -> Integers:
+        def evaluate(self, x: torch.Tensor, t: int, *options: Any, **named: Any) -> Integers:
             evaluated.append(t)
-            return super().evaluate(x, t, tile, correction, final)
+            return super().evaluate(x, t, *options, **named)
 
     def coded(kind: str, model: Model) -> tuple[bytes, list[int]]:
         evaluated.clear()

@@ -276,3 +276,8 @@ def test_models_of_one_network_join_to_themselves(singles: list[Path]) -> None:
     part = read_config(singles[0]), read_tensors(singles[0] / WEIGHTS)
     config, weights = join_models([part], (1,), None)
     assert config == part[0] and weights.keys() == part[1].keys()
+
+
+def test_a_final_layer_beyond_the_schedule_is_refused() -> None:
+    with pytest.raises(DataError, match="no timestep 2000: 1000 in all"):
+        Trainer(replace(CONFIG, finals=(1, 2000)), Schedule(), pictures(), "cpu")

@@ -42,7 +42,7 @@ def quantize(
     diffcodec quantize runs/photo --data photos/ --plan 19 --crop 64
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
-    model's: 4 is for small pictures, 14 for photographs. The activations' ranges are calibrated
+    model's: 4 is for small pictures, 19 for photographs. The activations' ranges are calibrated
     on crops of the pictures.  Files written with the model before cannot be read with it after.
     """
     from diffcodec.calibrate import exact_tensors

@@ -74,10 +74,9 @@ class Trainer:
                 f"a batch of {config.batch} cannot be split into "
                 f"{self.world.size * accumulate} parts; make it larger"
             )
-        if config.timesteps and config.timesteps[1] > schedule.timesteps:
-            raise DataError(
-                f"there is no timestep {config.timesteps[1]}: {schedule.timesteps} in all"
-            )
+        last = max(*config.finals, *(config.timesteps or ()), 1)
+        if last > schedule.timesteps:
+            raise DataError(f"there is no timestep {last}: {schedule.timesteps} in all")
         self.config, self.schedule, self.device = config, schedule, torch.device(device)
         self.accumulate, self.workers = accumulate, workers
         self.batches, self.held_out = _samplers(config, images, labels)
