@@ -19,14 +19,14 @@ from diffcodec.ddpm.process import ReverseProcess
 from diffcodec.ddpm.store import make_process
 from diffcodec.ddpm.unet import UNetConfig
 from diffcodec.errors import ModelError
-from diffcodec.exact import COEF_UNIT, PIXEL_COEF_MAX
 from diffcodec.experts import expert_at, join
 from diffcodec.final_layer import fit_weights
+from diffcodec.heads import COEF_UNIT, PIXEL_COEF_MAX
 from diffcodec.model import Model, ModelConfig
 from diffcodec.model_check import NEIGHBOURS
 from diffcodec.objective import block_transform
 from diffcodec.plans import PLANS, Plan, endings
-from diffcodec.quantize import quantize
+from diffcodec.quantize import WEIGHT_BITS, quantize
 from diffcodec.reverse import evaluate, final_distribution, q_sample
 from diffcodec.transform import BANDS, BLOCK
 
@@ -39,11 +39,14 @@ CALIBRATION_PIXELS = 1 << 16
 SMALLEST_VARIANCE = 1e-6
 
 
-def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
+def exact_tensors(
+    model: Model, images: U8, seed: int, weight_bits: int = WEIGHT_BITS[0]
+) -> dict[str, Tensor]:
     """The integers of the model's networks for its plan, and the final layer's weights of
     neighbours.
 
-    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.
+    images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set; weight_bits: one of
+    WEIGHT_BITS.
     """
     generator = torch.Generator().manual_seed(seed)
     floors, pictures, parts = model.config.experts, torch.from_numpy(images), []
@@ -52,7 +55,7 @@ def exact_tensors(model: Model, images: U8, seed: int) -> dict[str, Tensor]:
     for number, network in enumerate(model.networks):
         own = [t for t in timesteps if expert_at(floors, t) == number]
         own = own or [floors[number]]  # a network that the plan has no use for
-        parts.append(quantize(network, model.schedule, own, pictures, generator))
+        parts.append(quantize(network, model.schedule, own, pictures, generator, weight_bits))
     tensors = join(parts)
     exact = Model(model.config, model.network.state_dict(), tensors)
     for plan in plans:

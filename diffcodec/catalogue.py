@@ -41,6 +41,7 @@ CATALOGUE: dict[int, Entry] = {
     14: Entry("photo", bytes.fromhex("fbfe52"), 15),
 }
 CATALOGUE |= {n: Entry("photo", bytes.fromhex("56b59e"), n + 3) for n in range(15, 21)}
+CATALOGUE |= {n: Entry("photo", bytes.fromhex("741d91"), n - 3) for n in range(21, 27)}
 
 
 def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:

@@ -4,7 +4,7 @@ x86 processors multiply 16-bit integers and add the products up two and two in o
 and with AVX-512 VNNI add them to the sums so far as well.  PyTorch has no convolutions that use
 it.  These take half the time of those in float32, for small maps a third, and where there are
 instructions for whole tiles of numbers (tiles.py) a third of that.  Machines without any of them
-convolve in float32, which gives the same integers: no sum reaches 2**24 (exact.py).
+convolve in float32 where no sum can reach 2**24, else in float64: the same integers.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ PIXELS = 4
 """Neighbours in a row whose sums are found together."""
 PART = 1 << 18
 """Numbers that are worth a thread."""
+BAND = 1 << 18
+"""Sums that are found, and used, before the next ones: a cache holds them."""
 
 if target_has("avx512bw"):
     LANES, VECTORS, MULTIPLY_ADD = 16, 6, "llvm.x86.avx512.pmaddw.d.512"
@@ -66,22 +68,46 @@ def over_rows(rows: int, size: int, work: Callable[[int, int], None]) -> None:
     thread_map(lambda k: work(ends[k], ends[k + 1]), parts)
 
 
-class Conv2d:
-    """A convolution of stride 1 that keeps the size; weight: int16 [out, in, k, k], k = 1 or 3."""
+FLOAT32_LIMIT = 1 << 24
+"""Integers below it are exact in float32."""
 
-    def __init__(self, weight: I16) -> None:
+Use = Callable[[I32, int, int], None]
+"""Takes sums int32 [stop − first, W or more, out or more] of the rows first … stop − 1.
+
+What stands beside the W × out sums means nothing.
+"""
+
+
+class Conv2d:
+    """A convolution of stride 1 that keeps the size.
+
+    weight: int16 [out, in, k, k], k = 1 or 3; reach: what no partial sum exceeds, below 2**31.
+    """
+
+    def __init__(self, weight: I16, reach: float) -> None:
         self.weight = weight
+        self._carrier = torch.float32 if reach < FLOAT32_LIMIT else torch.float64
         if not MULTIPLY_ADD:
             _check_convolutions()
 
-    def __call__(self, a: I16) -> I32:
-        """a: an :func:`empty_map` filled in -> int32 [H, W or more, out or more].
+    def by_rows(self, a: I16, use: Use, step: int = 1) -> None:
+        """Hand the sums of an :func:`empty_map` that was filled in over to ``use``, from several
+        threads, in bands of rows: all, but for the last one, of a multiple of ``step``."""
+        height, width = a.shape[0] - 2 * BORDER, a.shape[1]
+        line = width * len(self.weight)
+        rows = max(BAND // line // step, 1) * step
 
-        What stands beside the H × W × out sums means nothing.
-        """
+        def work(first: int, stop: int) -> None:
+            for top in range(first * rows, min(stop * rows, height), rows):
+                end = min(top + rows, height)
+                use(self._sums(a[top : end + 2 * BORDER]), top, end)
+
+        over_rows(-(-height // rows), height * line, work)
+
+    def _sums(self, a: I16) -> I32:
         if tiles.ALLOWED:
             return self._in_tiles(a)
-        return self._in_vectors(a) if MULTIPLY_ADD else self._in_float32(a)
+        return self._in_vectors(a) if MULTIPLY_ADD else self._in_floats(a)
 
     def _in_vectors(self, a: I16) -> I32:
         size, channels = self.weight.shape[-1], a.shape[2]
@@ -90,32 +116,23 @@ class Conv2d:
         sums = np.empty((height, width, LANES * sum(blocks)), np.int32)
         inset = BORDER - size // 2
         source, place = a.reshape(-1), (inset * a.shape[1] + inset) * channels
-
-        def work(first: int, stop: int) -> None:
-            start = channel = 0
-            for vectors in blocks:
-                _convolve(
-                    source, place, a.shape[1], channels, packed[start:], size,
-                    sums, channel, vectors, first, stop,
-                )  # fmt: skip
-                start += size * size * channels * vectors * LANES
-                channel += vectors * LANES
-
-        over_rows(height, sums.size, work)
+        start = channel = 0
+        for vectors in blocks:
+            _convolve(
+                source, place, a.shape[1], channels, packed[start:], size, sums, channel, vectors
+            )
+            start += size * size * channels * vectors * LANES
+            channel += vectors * LANES
         return sums
 
     def _in_tiles(self, a: I16) -> I32:
         size, (height, pitch, channels) = self.weight.shape[-1], a.shape
         height, inset = height - 2 * BORDER, BORDER - size // 2
         count = -(-(height * pitch - 2 * BORDER) // tiles.SIDE)
-        weights, flat, line = self._tiled, a.reshape(-1), pitch * channels
+        weights, line = self._tiled, pitch * channels
         start = inset * (line + channels)
         sums = np.empty((max(count * tiles.SIDE, height * pitch), weights.channels), np.int32)
-
-        def work(first: int, stop: int) -> None:
-            tiles.multiply(flat, start, channels, line, weights, sums, first, stop)
-
-        over_rows(count, sums.size, work)
+        tiles.multiply(a.reshape(-1), start, channels, line, weights, sums, count)
         return sums[: height * pitch].reshape(height, pitch, -1)
 
     @property
@@ -146,13 +163,13 @@ class Conv2d:
 
     @cached_property
     def _floats(self) -> torch.Tensor:
-        return torch.from_numpy(self.weight).float()
+        return torch.from_numpy(self.weight).to(self._carrier)
 
-    def _in_float32(self, a: I16) -> I32:
+    def _in_floats(self, a: I16) -> I32:
         inset = BORDER - self.weight.shape[-1] // 2
         inside = a[inset : a.shape[0] - inset, inset : a.shape[1] - inset]
         inside = inside[:, :, : self.weight.shape[1]]
-        x = torch.from_numpy(inside).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(inside).permute(2, 0, 1)[None].to(self._carrier)
         with torch.inference_mode(), torch.backends.nnpack.flags(enabled=False):
             found = F.conv2d(x, self._floats)
         return found[0].permute(1, 2, 0).to(torch.int32).contiguous().numpy()
@@ -246,16 +263,16 @@ def _generate(vectors: int, context: Any, builder: Any, signature: Any, argument
 
 
 @njit(nogil=True, cache=True)
-def _convolve(a, place, row, channels, w, size, sums, channel, vectors, first, stop):  # type: ignore[no-untyped-def]
-    """Rows first … stop − 1 of ``vectors`` vectors of output channels, from ``channel`` on.
+def _convolve(a, place, row, channels, w, size, sums, channel, vectors):  # type: ignore[no-untyped-def]
+    """``vectors`` vectors of output channels, from ``channel`` on.
 
     a: int16, flat, of rows of ``row`` pixels; place: where the first pixel's kernel begins;
     w: int16, flat; size: of the kernel; sums: int32 [H, W, channels].
     """
-    width, outs = sums.shape[1], sums.shape[2]
+    height, width, outs = sums.shape
     flat = sums.reshape(-1)
     line, pairs = row * channels, size * channels // 2
-    for y in range(first, stop):
+    for y in range(height):
         for x in range(0, width, PIXELS):
             here = place + y * line + x * channels
             there = (y * width + x) * outs + channel

@@ -29,6 +29,8 @@ FINAL_SHARE = 3 / 16
 """Of a batch, evaluated for the final layer when all timesteps are trained."""
 FINAL_SHARE_OF_LAST = 1 / 4
 """The same when the noisiest timesteps are not trained."""
+FINAL_SHARE_OF_ENDS = 2 / 3
+"""The same when no others are than those from which the final layer may begin."""
 
 
 def block_transform(x: Tensor) -> Tensor:
@@ -190,5 +192,10 @@ def trained_range(
         return default_range(schedule_log_snr), FINAL_SHARE, own
     low, high = timesteps
     own = [float(schedule_log_snr[t]) for t in finals if low <= t <= high]
-    share = 0.0 if not own else 1.0 if high == 1 else FINAL_SHARE_OF_LAST
+    if not own:
+        share = 0.0
+    elif high == 1:
+        share = 1.0
+    else:
+        share = FINAL_SHARE_OF_ENDS if high <= max(finals) else FINAL_SHARE_OF_LAST
     return (float(schedule_log_snr[high]), float(schedule_log_snr[low])), share, own

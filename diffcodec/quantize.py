@@ -64,8 +64,9 @@ class _Ranges:
 _LEVEL_ENTRIES = {"stem", "to1", "to2", "from2", "from1"}
 _LEVELS = {"stem": 0, "from1": 0, "to1": 1, "from2": 1, "to2": 2} | STAGES
 
-WEIGHT_MAX = 32767
-"""Weights have 16 bits."""
+WEIGHT_BITS = (16, 8)
+"""Of a weight: 16, or 8 in the blocks at 1/4 and 1/8 of the picture's size, which can do with less.
+Processors that multiply bytes (tiles.py) then have half as much to do there."""
 
 SHUT = 0.003
 """A residual block whose last gains are smaller than this on average is left out.
@@ -82,11 +83,13 @@ def quantize(
     timesteps: list[int],
     images: Tensor,
     generator: torch.Generator,
+    weight_bits: int = WEIGHT_BITS[0],
 ) -> dict[str, Tensor]:
     """The integer network's tensors for ``timesteps``, calibrated on ``images``.
 
     images: uint8 [N, 3, H, W], H and W multiples of 8, never of a test set.  An activation's
     scale is s_c · g_t (channel × timestep): per channel as far as the weights can absorb it.
+    weight_bits: one of WEIGHT_BITS.
     """
     ranges = _Ranges(network)
     x_0 = images.float() / 127.5 - 1.0
@@ -99,7 +102,7 @@ def quantize(
             log_snr = float(schedule.at(schedule.log_snr, t))
             network(x_t, torch.full((len(x_0),), log_snr))
     ranges.remove()
-    return _Builder(network, schedule, timesteps, ranges).build()
+    return _Builder(network, schedule, timesteps, ranges, weight_bits).build()
 
 
 class _Builder:
@@ -111,8 +114,9 @@ class _Builder:
         schedule: Schedule,
         timesteps: list[int],
         ranges: _Ranges,
+        weight_bits: int,
     ) -> None:
-        self.network, self.timesteps = network, timesteps
+        self.network, self.timesteps, self.weight_bits = network, timesteps, weight_bits
         self.convs = {n: m for n, m in network.named_modules() if isinstance(m, Conv2d)}
         self.unit = [2.0 ** (math.ceil(math.log2(1.5 * top)) - 20) for top in ranges.residual]
         self.log_snr = torch.tensor([float(schedule.at(schedule.log_snr, t)) for t in timesteps])
@@ -163,13 +167,15 @@ class _Builder:
         conv = self.convs[name]
         weight = conv.kernel().detach().double()
         weight = weight * self.scale[name][None, :, None, None]
+        coarse = STAGES.get(name.split(".")[0], 0) > 0
+        most = (1 << ((self.weight_bits if coarse else WEIGHT_BITS[0]) - 1)) - 1
         fit = []
         for row in weight:
             reach = max(sum_reach(row[None], name in SIGNED), 1e-30)
             k = (SUM_LIMIT - 1) / reach
             while sum_reach((row[None] * k).round(), name in SIGNED) >= SUM_LIMIT:
                 k *= 0.999
-            fit.append(min(k, WEIGHT_MAX / max(float(row.abs().max()), 1e-30)))
+            fit.append(min(k, most / max(float(row.abs().max()), 1e-30)))
         k_out = torch.tensor(fit, dtype=torch.float64)
         integers = (weight * k_out[:, None, None, None]).round()
         self.out[f"{name}.weight"] = integers.to(torch.int16)

@@ -91,14 +91,14 @@ def packed(weight: I16) -> Weights:
 
 
 def multiply(
-    a: I16, start: int, place: int, row: int, weights: Weights, sums: I32, first: int, stop: int
+    a: I16, start: int, place: int, row: int, weights: Weights, sums: I32, count: int
 ) -> None:
-    """Sums for the places SIDE · first … SIDE · stop − 1, modulo 2**32.
+    """Sums for SIDE · ``count`` places, modulo 2**32.
 
     a: flat; start: of the first place's numbers in it; place, row: from one place, and from one
-    row of the kernel, to the next; sums: [SIDE · stop or more, channels].
+    row of the kernel, to the next; sums: [SIDE · count or more, channels].
     """
-    _multiply(a, start, place, row, *weights[:4], sums, first, stop, SHAPE)
+    _multiply(a, start, place, row, *weights[:4], sums, count, SHAPE)
 
 
 def inner_products(rows: I16) -> I32 | None:
@@ -130,22 +130,21 @@ def _split(a, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _multiply(a, start, place, row, w, wide, rows, chunks, sums, first, stop, shape):  # type: ignore[no-untyped-def]
-    begin = start + first * SIDE * place
+def _multiply(a, start, place, row, w, wide, rows, chunks, sums, count, shape):  # type: ignore[no-untyped-def]
     # What follows the last place is read along with it: it meets weights of 0 or is not used.
-    needed = (stop - first) * SIDE * place + (rows - 1) * row + chunks * DEPTH
+    needed = count * SIDE * place + (rows - 1) * row + chunks * DEPTH
     high = -(-needed // DEPTH) * DEPTH
     planes = _aligned(2 * high)
-    _split(a[begin : begin + needed], planes, planes[high:])
+    _split(a[start : start + needed], planes, planes[high:])
     found = _aligned(4 * TILE).view(np.int32)
     target, outs = sums.reshape(-1), sums.shape[1]
     width = SIDE if wide else 2 * SIDE
     _configure(shape)
-    for group in range(first, stop, GROUP):
+    for group in range(0, count, GROUP):
         for block in range(outs // width):
             own = block * 2 * TILE * rows * chunks
-            for tile in range(group, min(group + GROUP, stop)):
-                low = (tile - first) * SIDE * place
+            for tile in range(group, min(group + GROUP, count)):
+                low = tile * SIDE * place
                 there = tile * SIDE * outs + block * width
                 if wide:
                     _tile(

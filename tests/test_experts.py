@@ -219,6 +219,14 @@ def test_a_network_is_trained_for_its_timesteps(
     assert finals == ([Schedule().log_snr[1]] if final else [])
 
 
+def test_most_of_a_batch_is_for_the_final_layer_where_nothing_else_is_trained_much() -> None:
+    def share(timesteps: tuple[int, int] | None) -> float:
+        return trained_range(Schedule().log_snr, timesteps, (1, 2, 3))[1]
+
+    assert share((4, 690)) == 0.0
+    assert share(None) < share((1, 20)) < 0.5 < share((1, 3)) < share((1, 1)) == 1.0
+
+
 def test_the_costs_of_parts_of_the_chain_add_up(model: Model) -> None:
     """Of two ranges that meet, each with the noise of its own: about that of both together."""
     trainers = [

@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 
 import diffcodec
-from diffcodec.convolution import BORDER, I16, I32
+from diffcodec.convolution import BORDER, I16, I32, Conv2d
 from diffcodec.correction import Correction
 from diffcodec.data import load_images
-from diffcodec.exact import ExactNetwork, Integers
+from diffcodec.exact import Integers
 from diffcodec.model import Model
 from diffcodec.simd import target_has
 
@@ -59,12 +59,12 @@ if torch.cuda.is_available():
     CONFIGURATIONS["CUDA"] = {"REFERENCE": "cuda"}
 
 
-Convolution = Callable[[ExactNetwork, I16, str], I32]
+Convolution = Callable[[Conv2d, I16], I32]
 
 
-def _operands(network: ExactNetwork, a: I16, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A map and a convolution's weights, as torch has them, in double precision."""
-    weight = torch.from_numpy(network.weights[name])
+def _operands(convolution: Conv2d, a: I16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a map and a convolution's weights, as torch has them, in double precision."""
+    weight = torch.from_numpy(convolution.weight)
     inset = BORDER - weight.shape[-1] // 2
     inside = a[inset : a.shape[0] - inset, inset : a.shape[1] - inset, : weight.shape[1]]
     return torch.from_numpy(inside).permute(2, 0, 1)[None].double(), weight.double()
@@ -74,13 +74,13 @@ def _sums(found: torch.Tensor) -> I32:
     return found[0].permute(1, 2, 0).to(torch.int32).contiguous().numpy()
 
 
-def _float64(network: ExactNetwork, a: I16, name: str) -> I32:
-    return _sums(F.conv2d(*_operands(network, a, name)))
+def _float64(convolution: Conv2d, a: I16) -> I32:
+    return _sums(F.conv2d(*_operands(convolution, a)))
 
 
-def _cuda(network: ExactNetwork, a: I16, name: str) -> I32:
-    """In single precision, and without cuDNN, which may transform its operands (Winograd, FFT)."""
-    x, weight = (part.float().cuda() for part in _operands(network, a, name))
+def _cuda(convolution: Conv2d, a: I16) -> I32:
+    """Without cuDNN, which may transform its operands (Winograd, FFT)."""
+    x, weight = (part.cuda() for part in _operands(convolution, a))
     with torch.backends.cudnn.flags(enabled=False):
         return _sums(F.conv2d(x, weight).cpu())
 
@@ -111,7 +111,7 @@ def configure() -> None:
     torch.backends.mkldnn.enabled = os.environ.get("ONEDNN") != "off"  # type: ignore[assignment]
     torch.set_flush_denormal(os.environ.get("FLUSH") == "on")
     if "REFERENCE" in os.environ:
-        ExactNetwork._conv = REFERENCES[os.environ["REFERENCE"]]  # type: ignore[method-assign]
+        Conv2d._sums = REFERENCES[os.environ["REFERENCE"]]  # type: ignore[method-assign]
     if os.environ.get("TILES") == "on":
         Model.evaluate = _in_tiles()  # type: ignore[method-assign]
 

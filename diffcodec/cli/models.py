@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--crop", type=click.IntRange(8), default=32, show_default=True)
 @click.option("--subsampled", is_flag=True, help="Calibrate with colours at half resolution, too.")
+@click.option(
+    "--weight-bits",
+    type=click.Choice(["16", "8"]),
+    default="16",
+    show_default=True,
+    help="8: large pictures take less time where there is AMX.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def quantize(
     model: Path,
@@ -33,6 +40,7 @@ def quantize(
     images: int,
     crop: int,
     subsampled: bool,
+    weight_bits: str,
     seed: int,
 ) -> None:
     """Give the model folder MODEL its integer network, so that files decode everywhere.
@@ -58,7 +66,8 @@ def quantize(
     batch = CropSampler(pictures, crop, images, seed)(0)
     if plan is not None:
         trained = Model(replace(trained.config, plan=plan), trained.network.state_dict())
-    save_exact(model, trained.config, exact_tensors(trained, batch, seed))
+    tensors = exact_tensors(trained, batch, seed, int(weight_bits))
+    save_exact(model, trained.config, tensors)
     click.echo(f"{model}: fingerprint {read_model(model).fingerprint.hex()}")
 
 
