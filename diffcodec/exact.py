@@ -55,6 +55,7 @@ FOLDED = {("to1", 0): 2, ("to2", 0): 2, ("from2", 1): 2, ("from1", 1): 2, ("coef
 
 
 ALL = slice(0, None)
+"""Channels."""
 NOTHING = torch.empty((0, 0, 0), dtype=torch.int16)
 """In place of an output that nobody asked for."""
 

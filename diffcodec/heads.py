@@ -1,7 +1,8 @@
 """What goes into the exact network and what comes out of it, in one compiled pass each.
 
 Maps are channels last as in pointwise.py, pictures [channels, H, W].  Products, sums, quotients
-and roundings are those of docs/format.md, one after another, so that all machines agree.
+and roundings are those of docs/format.md, one after another, so that all machines agree; outputs
+of networks in floats are rounded alike by exact.round_outputs, which has tensors to work on.
 """
 
 from __future__ import annotations

@@ -146,13 +146,16 @@ def test_quantized_maps(fold: int, kind: type) -> None:
     assert not a.any()
 
 
+@pytest.mark.parametrize("largest", [9999, (1 << 31) - 1])
 @pytest.mark.parametrize("fold", [1, 2])
-def test_accumulated_steps(fold: int) -> None:
+def test_accumulated_steps(fold: int, largest: int) -> None:
+    """Of sums that float32 cannot hold, what they are rounded to counts."""
     rng = np.random.default_rng(fold)
     height, width, channels = 3, 5, 6
     r = rng.integers(-900, 900, (fold * height, fold * width, channels)).astype(np.float32)
-    sums = rng.integers(-9999, 9999, (height, width + 3, fold**2 * channels + 2)).astype(np.int32)
-    mul = rng.standard_normal(fold**2 * channels).astype(np.float32)
+    shape = (height, width + 3, fold**2 * channels + 2)
+    sums = rng.integers(-largest, largest, shape).astype(np.int32)
+    mul = (rng.standard_normal(fold**2 * channels) * (9999 / largest)).astype(np.float32)
     add = rng.standard_normal(fold**2 * channels).astype(np.float32)
     step = np.rint(sums[:, :width, : len(mul)].astype(np.float32) * mul + add)
     step = step.reshape(height, width, fold, fold, channels).transpose(0, 2, 1, 3, 4)
