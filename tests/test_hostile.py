@@ -521,7 +521,7 @@ def test_a_file_without_its_model_says_which_it_needs_and_how_to_give_it(
         diffcodec.decode(coded["8x8"])
     listed = Header(8, 8, diffcodec.load_model("photo").fingerprint, PLANS[3]).encode()
     monkeypatch.setattr("diffcodec.catalogue.models_folder", lambda: tmp_path)
-    with pytest.raises(ModelError, match=r"'photo' with fingerprint 741d91.*not inst.*--model"):
+    with pytest.raises(ModelError, match=r"'photo' with fingerprint fd72fb.*not inst.*--model"):
         diffcodec.decode(listed)
 
 

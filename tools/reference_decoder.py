@@ -150,6 +150,7 @@ NUMBERED_MODELS = {
     14: (bytes.fromhex("fbfe52"), 15),
     **{number: (bytes.fromhex("56b59e"), number + 3) for number in range(15, 21)},
     **{number: (bytes.fromhex("741d91"), number - 3) for number in range(21, 27)},
+    **{number: (bytes.fromhex("fd72fb"), number - 9) for number in range(27, 33)},
 }
 """Fingerprint and own plan (§8)."""
 
