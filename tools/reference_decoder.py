@@ -1457,6 +1457,8 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=int, help="use only the first bytes")
     parser.add_argument("--recon", choices=("mean", "x0"), default="mean")
     own = parser.parse_args()
+    if own.target.suffix not in (".npy", ".pgm", ".ppm", ".pam"):
+        parser.error(f"{own.target}: a picture goes into .npy, .pgm, .ppm or .pam")
     content = own.source.read_bytes()[: own.max_bytes]
     try:
         decoded = decode(content, Network(own.model), own.stop_t, own.recon)
