@@ -257,17 +257,14 @@ def test_adaptive_plans_are_lossless_and_can_be_cut(
 
 def test_what_is_learnt_saves_bytes() -> None:
     """Of a picture unlike those the model knows, where there is something to learn."""
-    y, x = np.mgrid[:96, :96]
+    y, x = np.mgrid[:128, :128]
     rng = np.random.default_rng(7)
-    shade = 128 + 60 * np.sin(x / 3.0) * np.cos(y / 5.0) + rng.normal(0, 1, (96, 96))
+    shade = 128 + 60 * np.sin(x / 3.0) * np.cos(y / 5.0) + rng.normal(0, 1, (128, 128))
     pixels = np.dstack([shade, shade[::-1], shade.T]).clip(0, 255).astype(np.uint8)
     model = diffcodec.load_model("photo")
     plans = (3, 8, 14)
-    without, before, now = (
-        len(diffcodec.encode(pixels, model=model, effort=1, plan=PLANS[n])) for n in plans
-    )
-    assert before < without
-    assert now < 0.99 * without
+    sizes = [len(diffcodec.encode(pixels, model=model, effort=1, plan=PLANS[n])) for n in plans]
+    assert max(sizes[1:]) < 0.99 * sizes[0]
 
 
 def test_small_pictures_are_left_alone(exact_tiny: Model) -> None:

@@ -165,21 +165,25 @@ def test_pixels_that_differ_are_an_error_and_never_a_picture(content: bytes, tin
 
 
 def test_damage_anywhere_is_refused_or_leaves_an_inexact_picture(
-    content: bytes, tiny: Model, pixels: U8
+    exact_tiny: Model, pixels: U8
 ) -> None:
-    """Never another exception, and never a wrong picture that claims to be exact."""
+    """Never another exception, and never a wrong picture that claims to be exact.
+
+    In integers: of a file of floats, other bytes on every machine, more may seem cut.
+    """
+    content = round_trip(pixels, exact_tiny, seed=9)
     refused = 0
     places = range(0, len(content), 5)
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 0x08
         try:
-            decoded = diffcodec.decode(bytes(damaged), model=tiny)
+            decoded = diffcodec.decode(bytes(damaged), model=exact_tiny)
         except (FormatError, ModelError):
             refused += 1
             continue
         assert not decoded.exact or np.array_equal(decoded.pixels, pixels)
-    assert refused > 0.8 * len(places)  # or a step's code seems longer, and the file cut
+    assert refused > 0.9 * len(places)
 
 
 def test_batches_are_the_same_as_one_by_one(tiny: Model) -> None:

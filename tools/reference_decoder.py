@@ -1431,6 +1431,9 @@ def shown_after(
 # ---- The program ------------------------------------------------------------------------------
 
 
+SUFFIXES = (".npy", ".pgm", ".ppm", ".pam")
+
+
 def write_picture(path: Path, pixels: Array) -> None:
     if path.suffix == ".npy":
         np.save(path, pixels)
@@ -1451,14 +1454,14 @@ def write_picture(path: Path, pixels: Array) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decode a .ddc file as docs/format.md says.")
     parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, help=".npy, .pgm, .ppm or .pam")
+    parser.add_argument("target", type=Path, help=", ".join(SUFFIXES))
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--stop-t", type=int, default=0, help="stop at the smallest t >= STOP_T")
     parser.add_argument("--max-bytes", type=int, help="use only the first bytes")
     parser.add_argument("--recon", choices=("mean", "x0"), default="mean")
     own = parser.parse_args()
-    if own.target.suffix not in (".npy", ".pgm", ".ppm", ".pam"):
-        parser.error(f"{own.target}: a picture goes into .npy, .pgm, .ppm or .pam")
+    if own.target.suffix not in SUFFIXES:  # decoding takes long enough to say so before
+        parser.error(f"{own.target}: not {', '.join(SUFFIXES)}")
     content = own.source.read_bytes()[: own.max_bytes]
     try:
         decoded = decode(content, Network(own.model), own.stop_t, own.recon)
