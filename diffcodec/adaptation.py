@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numba import njit
 
 from diffcodec import tiles
@@ -77,10 +78,13 @@ class Adaptation:
 
     features: how many the network has of a cell, ``told`` how many a rule makes of them;
     weights: float64 [told + 1, OUTPUTS] of integers in 2**-24 per unit of a feature; ε̂ less
-    what they make of the features is the corrected one.
+    what they make of the features is the corrected one; device: of torch's, that sums them up.
     """
 
-    def __init__(self, features: int, height: int, width: int, rule: Rule) -> None:
+    def __init__(
+        self, features: int, height: int, width: int, rule: Rule, device: str = "cpu"
+    ) -> None:
+        self._device = device
         self.rule, self.stride = rule, rule.stride(height, width)
         told = features * (len(rule.cells) + rule.sizes)
         step = CELL * self.stride
@@ -135,9 +139,8 @@ class Adaptation:
             rows = slice(number * band, min((number + 1) * band, self.rows))
             part = features[:, rows, : self.columns].reshape(told, -1)
             constant = np.full_like(part[:1], CONSTANT)
-            return inner_products(
-                np.concatenate([part, constant, seen[:, rows].reshape(OUTPUTS, -1)])
-            )
+            both = np.concatenate([part, constant, seen[:, rows].reshape(OUTPUTS, -1)])
+            return inner_products(both, self._device)
 
         first, *others = thread_map(sums, -(-self.rows // band))
         total = np.tril(sum(others, first))
@@ -157,8 +160,11 @@ class Adaptation:
         self.weights = rounded.clip(-WEIGHT_MAX, WEIGHT_MAX)
 
 
-def inner_products(rows: I16) -> F64:
+def inner_products(rows: I16, device: str = "cpu") -> F64:
     """Of all pairs of rows [n, m], exact, float64 [n, n]; right below the diagonal and on it."""
+    if device != "cpu":
+        there = torch.from_numpy(rows).to(device).double()
+        return (there @ there.T).cpu().numpy()
     found = tiles.inner_products(rows) if tiles.ALLOWED else None
     if found is None:
         whole = rows.astype(np.float64)

@@ -118,6 +118,7 @@ def encode(
     max_bytes: int | None = None,
     target_psnr: float | None = None,
     plan: Plan | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
     watch: Callable[[SentLayer], None] | None = None,
 ) -> bytes:
@@ -130,13 +131,14 @@ def encode(
     target_psnr: it is cut where it reaches this PSNR, in dB, give or take 1 % of its bytes;
     plan: instead of the model's, which is mirrored from effort 6 on and, where it may be, cut
     short before steps that bring nothing (an exact model knows the timesteps of its own plan only);
+    device: "cuda" evaluates the network there, for the same bytes (see :meth:`Model.on`);
     watch is called after every step and strip.  Raises DataError, FormatError or ModelError.
     """
     picture = _picture(picture)
     area = picture.width * picture.height
     if effort not in EFFORTS:
         raise DataError(f"effort must lie in {min(EFFORTS)}..{max(EFFORTS)}, not {effort}")
-    model = model or default_model(area)
+    model = (model or default_model(area)).on(device)
     front, trailer = extras.pack(picture)
     chosen = plan or plan_for(model.plan, effort)
     model.check_plan(chosen)
@@ -262,11 +264,12 @@ def encode_batch(
     model: Model | None = None,
     effort: int = DEFAULT_EFFORT,
     seed: int = 0,
+    device: str | None = None,
 ) -> list[bytes]:
     """Encode several pictures losslessly, on all cores; the same bytes as one by one."""
 
     def work(number: int) -> bytes:
-        return encode(pictures[number], model=model, effort=effort, seed=seed)
+        return encode(pictures[number], model=model, effort=effort, seed=seed, device=device)
 
     return thread_map(work, len(pictures))
 
@@ -277,11 +280,13 @@ def decode_batch(
     stop_t: int = 0,
     model: Model | None = None,
     max_pixels: int | None = None,
+    device: str | None = None,
 ) -> list[Decoded]:
     """Decode several files, on all cores; the same pictures as one by one."""
 
     def work(number: int) -> Decoded:
-        return decode(contents[number], stop_t=stop_t, model=model, max_pixels=max_pixels)
+        own = contents[number]
+        return decode(own, stop_t=stop_t, model=model, max_pixels=max_pixels, device=device)
 
     return thread_map(work, len(contents))
 
@@ -295,6 +300,7 @@ def decode(
     seed: int = 0,
     salvage: bool = False,
     max_pixels: int | None = None,
+    device: str | None = None,
 ) -> Decoded:
     """Decode whatever ``content`` holds, down to timestep ``stop_t``; exact if it is complete.
 
@@ -303,14 +309,15 @@ def decode(
     diffcodec.render; salvage: of a file that is damaged after its header and front block show
     what comes before the damage, never as exact, and name it in ``damage``; max_pixels: refuse
     larger pictures; by default those of more than 178,956,970 pixels, and those of more than
-    4,194,304 of which there is less than a byte for 4096 pixels, unless the file is complete.
+    4,194,304 of which there is less than a byte for 4096 pixels, unless the file is complete;
+    device: as in :func:`encode`, for the same picture.
     Raises DataError for another recon, FormatError for a picture that is too large and for
     damage (also when the verified pixels differ; DamageError if it can be salvaged), ModelError
     if the model is absent.
     """
     header, start = container.read_header(content)
     container.check_pixels(header, max_pixels)
-    model = model_for(header, model)
+    model = model_for(header, model).on(device)
     extras.check_presence(
         header, content, extras.front_chunks(header, content, start)[1], max_pixels
     )

@@ -106,9 +106,12 @@ def sum_reach(weight: Tensor, signed: bool) -> float:
 class ExactNetwork:
     """Integer inference from a dictionary of tensors made by :func:`quantize`.
 
-    weights: "NAME.weight" int16 [out, in, k, k]; "NAME.in_mul", "NAME.in_add" float32
+    tensors: "NAME.weight" int16 [out, in, k, k]; "NAME.in_mul", "NAME.in_add" float32
     [timesteps, in], "NAME.out_mul", "NAME.out_add" float32 [timesteps, out]; "timesteps" int64.
     Raises ModelError if a partial sum could reach 2**31.
+
+    Attributes: rows, where the constants of each timestep stand; weights and constants by name,
+    channels in the order of maps in memory; stages, their residual blocks that do anything.
     """
 
     def __init__(self, tensors: dict[str, Tensor], blocks: tuple[int, int, int]) -> None:
@@ -116,7 +119,7 @@ class ExactNetwork:
         self.rows = {int(t): row for row, t in enumerate(tensors["timesteps"])}
         self.weights: dict[str, I16] = {}
         self._convolutions: dict[str, Conv2d] = {}
-        self._constants: dict[str, F32] = {}
+        self.constants: dict[str, F32] = {}
         for key, value in tensors.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ModelError(f"{key} holds numbers that are not finite")
@@ -126,7 +129,7 @@ class ExactNetwork:
                 if reach >= SUM_LIMIT:
                     raise ModelError(f"{name}: partial sums could reach {reach} >= 2**31")
                 self._add(name, value, reach)
-        self._stages = {stage: self._busy(stage, blocks[k]) for stage, k in STAGES.items()}
+        self.stages = {stage: self._busy(stage, blocks[k]) for stage, k in STAGES.items()}
 
     def _add(self, name: str, weight: Tensor, reach: float) -> None:
         """Take over a convolution and its constants, channels in the order they have here."""
@@ -137,7 +140,7 @@ class ExactNetwork:
             for key in (f"{name}.{kind}_mul", f"{name}.{kind}_add"):
                 if key in self.tensors:
                     own = self.tensors[key].numpy()[:, order]
-                    self._constants[key] = np.ascontiguousarray(own, np.float32)
+                    self.constants[key] = np.ascontiguousarray(own, np.float32)
 
     def _busy(self, stage: str, count: int) -> list[str]:
         """The blocks of a stage that do anything: what the others add is always 0."""
@@ -185,7 +188,7 @@ class ExactNetwork:
 
     def _pair(self, name: str, row: int) -> tuple[F32, F32]:
         """Multipliers and addends of all channels."""
-        return self._constants[f"{name}_mul"][row], self._constants[f"{name}_add"][row]
+        return self.constants[f"{name}_mul"][row], self.constants[f"{name}_add"][row]
 
     def _add_step(self, r: F32, a: I16, name: str, row: int, fold: int = 1) -> F32:
         """r += the convolution ``name`` of the map ``a``, in the residual's units."""
@@ -205,7 +208,7 @@ class ExactNetwork:
     def _stage(self, r: F32, stage: str, row: int) -> F32:
         """Residual blocks on ``r``, which they overwrite."""
         shape = r.shape[0], r.shape[1]
-        for block in self._stages[stage]:
+        for block in self.stages[stage]:
             name, other = f"{block}.conv_in", f"{block}.conv_out"
             a = self._quantized(r, shape, name, row)
             self._add_step(r, self._between(a, shape, name, other, row), other, row)

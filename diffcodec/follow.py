@@ -126,6 +126,7 @@ def follow(
     recon: str = "mean",
     seed: int = 0,
     max_pixels: int | None = None,
+    device: str | None = None,
 ) -> Decoded:
     """Decode what ``feed`` brings until the picture is complete or no more comes.
 
@@ -134,7 +135,7 @@ def follow(
     """
     header, start = _read_header(feed)
     check_pixels(header, max_pixels)
-    model = model_for(header, model)
+    model = model_for(header, model).on(device)
     while header.chunks:
         try:
             chunks.read_block(feed.content, start)

@@ -31,6 +31,7 @@ from diffcodec.catalogue import CONFIG as CONFIG
 from diffcodec.correction import Correction
 from diffcodec.ddpm.process import Prediction, ReverseProcess, Variance
 from diffcodec.ddpm.unet import UNet, UNetConfig
+from diffcodec.device import DeviceNetwork, find_device
 from diffcodec.errors import ModelError
 from diffcodec.exact import (
     NOTHING,
@@ -69,6 +70,8 @@ CALIBRATION = "calibration.safetensors"
 FINGERPRINT_BYTES = 3
 TILE = 768
 """Larger pictures are evaluated in tiles of this side, in bounded memory."""
+
+CPU = "cpu"
 
 _THREADS = threading.Lock()
 
@@ -167,8 +170,8 @@ def _one_thread() -> Iterator[None]:
 class Model:
     """A loaded model, ready to predict; immutable, reusable across pictures.
 
-    Attributes: config, schedule, fingerprint, adaptation (of :meth:`adapted` models; these change
-    while they code).
+    Attributes: config, schedule, fingerprint, device (see :meth:`on`), adaptation (of
+    :meth:`adapted` models; these change while they code).
     With integer tensors ``exact`` (from :func:`diffcodec.quantize.quantize`) coding uses these and
     the fingerprint is theirs; without, coding is in floating point.  A U-Net of the paper codes
     with a ``calibration`` (from :func:`diffcodec.calibrate.calibrate`), in floating point.
@@ -183,7 +186,9 @@ class Model:
     ) -> None:
         self.config, self.schedule = config, config.schedule
         self.adaptation: Adaptation | None = None
+        self.device = CPU
         self._exact: list[ExactNetwork] = []
+        self._elsewhere: dict[str, list[DeviceNetwork]] = {}
         self._calibrated: CalibratedUNet | None = None
         self._network: CodecUNet | Experts | None = None
         codes = {k: v.to(_stored_as(config)) for k, v in weights.items()}
@@ -259,15 +264,34 @@ class Model:
                 "diffcodec quantize"
             )
 
+    def on(self, device: str | None) -> Model:
+        """The same model, its network evaluated on "cpu" or "cuda"; None: where it is now.
+
+        The integers are the same everywhere.  ModelError for a model that codes in floating point
+        and for a device that this machine has not.
+        """
+        if device is None or device == self.device:
+            return self
+        if not self._exact:
+            raise ModelError(f"model '{self.name}' codes in floating point, on no device but cpu")
+        if device != CPU and device not in self._elsewhere:
+            found = find_device(device)
+            self._elsewhere[device] = [DeviceNetwork(network, found) for network in self._exact]
+        own = copy.copy(self)
+        own.device = device
+        return own
+
     def adapted(self, height: int, width: int, rule: Rule) -> Model:
         """The same model, to learn about one picture of height × width pixels while coding it."""
         own = copy.copy(self)
-        own.adaptation = Adaptation(self.network.config.channels[0], height, width, rule)
+        features = self.network.config.channels[0]
+        own.adaptation = Adaptation(features, height, width, rule, self.device)
         return own
 
-    def _exact_at(self, t: int) -> ExactNetwork | None:
+    def _exact_at(self, t: int) -> ExactNetwork | DeviceNetwork | None:
         """The integers for timestep ``t``, if there are any."""
-        network = self._exact[expert_at(self.config.experts, t)]
+        networks = self._exact if self.device == CPU else self._elsewhere[self.device]
+        network = networks[expert_at(self.config.experts, t)]
         return network if t in network.rows else None
 
     def evaluate(

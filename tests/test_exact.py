@@ -136,8 +136,8 @@ def test_a_block_that_adds_nothing_is_left_out(pair: tuple[CodecUNet, dict[str, 
         tensors[name] = torch.zeros_like(tensors[name])
     network = ExactNetwork(tensors, CONFIG.blocks)
     quick = [network(state(t, 5), t) for t in TIMES]
-    assert network._stages["down0"] == []
-    network._stages["down0"] = ["down0.0"]
+    assert network.stages["down0"] == []
+    network.stages["down0"] = ["down0.0"]
     for t, found in zip(TIMES, quick, strict=True):
         assert same(network(state(t, 5), t), found)
 
@@ -164,7 +164,7 @@ def test_a_block_that_shut_itself_is_left_out() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 16, 16), generator=generator, dtype=torch.uint8)
     tensors = quantize(network, Schedule(), TIMES, images, generator)
-    stages = ExactNetwork(tensors, CONFIG.blocks)._stages
+    stages = ExactNetwork(tensors, CONFIG.blocks).stages
     assert (stages["middle"], stages["down0"]) == ([], ["down0.0"])
 
 
@@ -206,7 +206,7 @@ def test_a_tile_with_its_halo_equals_the_whole(
 
 @pytest.mark.parametrize("size", [32, 104])
 def test_files_decode_the_same_under_all_configurations(size: int, tmp_path: Path) -> None:
-    """Threads, instruction sets, oneDNN off, denormals, a float64 reference, batches, tiles.
+    """Threads, instruction sets, oneDNN off, denormals, a float64 reference, torch, batches, tiles.
 
     The larger picture's convolutions are those of several threads.
     """
@@ -219,5 +219,5 @@ def test_files_decode_the_same_under_all_configurations(size: int, tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("t = 0: 0 differ") >= (11 if target_has("avx512bw") else 6)
+    assert done.stdout.count("t = 0: 0 differ") >= (12 if target_has("avx512bw") else 7)
     assert "\n0 mismatches" in done.stdout

@@ -4,9 +4,9 @@
 
 The files are written once, by this process.  Every configuration then runs in a process of its
 own: thread counts, instruction sets (with and without those for 16-bit integers), oneDNN off,
-denormals flushed, a float64 reference of the same integers, many pictures at a time, pictures in
-tiles, a GPU if there is one.  Every decoded picture, whole and
-stopped early, must be the same everywhere; the exit code is 1 otherwise.
+denormals flushed, a float64 reference of the same integers, the network in torch's operations (as
+on a GPU) here and on a GPU if there is one, many pictures at a time, pictures in tiles.  Every
+decoded picture, whole and stopped early, must be the same everywhere; the exit code is 1 otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
     "2 threads": {"THREADS": "2"},
     "1 thread": {"THREADS": "1"},
     "denormals flushed": {"FLUSH": "on"},
-    "float64 reference": {"REFERENCE": "float64"},
+    "float64 reference": {"REFERENCE": "on"},
+    "torch's operations": {"DEVICE": "cpu:0"},
     "batches of 16": {"BATCH": "16"},
     "in four tiles": {"TILES": "on"},
 }
@@ -56,36 +57,17 @@ if target_has("avx2"):
         "neither, oneDNN off": {**PLAIN, "ONEDNN": "off"},
     }
 if torch.cuda.is_available():
-    CONFIGURATIONS["CUDA"] = {"REFERENCE": "cuda"}
-
-
-Convolution = Callable[[Conv2d, I16], I32]
-
-
-def _operands(convolution: Conv2d, a: I16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of a map and a convolution's weights, as torch has them, in double precision."""
-    weight = torch.from_numpy(convolution.weight)
-    inset = BORDER - weight.shape[-1] // 2
-    inside = a[inset : a.shape[0] - inset, inset : a.shape[1] - inset, : weight.shape[1]]
-    return torch.from_numpy(inside).permute(2, 0, 1)[None].double(), weight.double()
-
-
-def _sums(found: torch.Tensor) -> I32:
-    return found[0].permute(1, 2, 0).to(torch.int32).contiguous().numpy()
+    CONFIGURATIONS["CUDA"] = {"DEVICE": "cuda"}
 
 
 def _float64(convolution: Conv2d, a: I16) -> I32:
-    return _sums(F.conv2d(*_operands(convolution, a)))
-
-
-def _cuda(convolution: Conv2d, a: I16) -> I32:
-    """Without cuDNN, which may transform its operands (Winograd, FFT)."""
-    x, weight = (part.cuda() for part in _operands(convolution, a))
-    with torch.backends.cudnn.flags(enabled=False):
-        return _sums(F.conv2d(x, weight).cpu())
-
-
-REFERENCES: dict[str, Convolution] = {"float64": _float64, "cuda": _cuda}
+    """The sums of rows of a map, in double precision."""
+    weight = torch.from_numpy(convolution.weight)
+    inset = BORDER - weight.shape[-1] // 2
+    inside = a[inset : a.shape[0] - inset, inset : a.shape[1] - inset, : weight.shape[1]]
+    x = torch.from_numpy(inside).permute(2, 0, 1)[None].double()
+    found = F.conv2d(x, weight.double())[0]
+    return found.permute(1, 2, 0).to(torch.int32).contiguous().numpy()
 
 
 def _in_tiles() -> Callable[[Model, torch.Tensor, int], Integers]:
@@ -110,8 +92,8 @@ def configure() -> None:
     torch.set_num_threads(int(os.environ.get("THREADS", "2")))
     torch.backends.mkldnn.enabled = os.environ.get("ONEDNN") != "off"  # type: ignore[assignment]
     torch.set_flush_denormal(os.environ.get("FLUSH") == "on")
-    if "REFERENCE" in os.environ:
-        Conv2d._sums = REFERENCES[os.environ["REFERENCE"]]  # type: ignore[method-assign]
+    if os.environ.get("REFERENCE") == "on":
+        Conv2d._sums = _float64  # type: ignore[method-assign]
     if os.environ.get("TILES") == "on":
         Model.evaluate = _in_tiles()  # type: ignore[method-assign]
 
@@ -120,12 +102,13 @@ def work(folder: Path, stops: list[int]) -> dict[str, list[str]]:
     """Decode all files of ``folder`` under this process's configuration: digests per stop."""
     configure()
     contents = [path.read_bytes() for path in sorted(folder.glob("*.ddc"))]
-    size = int(os.environ.get("BATCH", "1"))
+    size, device = int(os.environ.get("BATCH", "1")), os.environ.get("DEVICE")
     digests: dict[str, list[str]] = {}
     for stop in stops:
         found = digests.setdefault(f"t = {stop}", [])
         for first in range(0, len(contents), size):
-            for shown in diffcodec.decode_batch(contents[first : first + size], stop_t=stop):
+            part = contents[first : first + size]
+            for shown in diffcodec.decode_batch(part, stop_t=stop, device=device):
                 content = shown.pixels.tobytes() + bytes([shown.exact])
                 found.append(hashlib.sha256(content).hexdigest()[:16])
     return digests

@@ -145,6 +145,22 @@ def max_pixels_option(default: str) -> Callable[[Callable[..., None]], Callable[
     return click.option("--max-pixels", type=click.IntRange(1), help=text)
 
 
+def device_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Where a network is evaluated."""
+    option = click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+    return option(command)
+
+
+def check_device(name: str) -> None:
+    """UsageError unless this is the CPU, or CUDA on a machine that has it."""
+    if name == "cpu":
+        return
+    import torch
+
+    if name != "cuda" or not torch.cuda.is_available():
+        raise click.UsageError(f"--device {name}: not available on this machine")
+
+
 def integers(text: str) -> tuple[int, ...]:
     """'a,b,…' as positive integers."""
     try:

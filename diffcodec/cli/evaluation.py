@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from diffcodec.cli.base import PATH, Progress, main
+from diffcodec.cli.base import PATH, Progress, check_device, main
 from diffcodec.cli.sampling import (
     chain_options,
     check_size,
@@ -37,7 +37,7 @@ _GOES_WITH = {
     "coding files, not with --bound or --fid": ("effort", "rates", "ideal", "log"),
     "--bound": ("bound_steps", "plot"),
     "--fid": ("inception_weights", "samples", "steps", "sampler", "eta"),
-    "--bound or --fid": ("variance", "seed", "batch", "device"),
+    "--bound or --fid": ("variance", "seed", "batch"),
 }
 _SHOWN = (1000, 750, 500, 250, 100, 50, 20, 10, 5, 2, 1, 0)
 """Timesteps of the rate–distortion curve that are printed; JSON has all of it."""
@@ -294,8 +294,10 @@ def _evaluate_files(pictures: list[U8], **options: Any) -> None:
     from diffcodec import registry
     from diffcodec.evaluate import evaluate_picture, summarise, to_dict
 
+    check_device(options["device"])
     area = _area(pictures)
-    loaded = registry.load_model(options["model"] or registry.default_name(area))
+    name = options["model"] or registry.default_name(area)
+    loaded = registry.load_model(name).on(options["device"])
     effort = options["effort"]
     # Compilation of the search and of the tables is no part of any picture's time.
     evaluate_picture("warm-up", pictures[0][:32, :32], loaded, effort=effort)

@@ -17,6 +17,8 @@ from diffcodec.cli.base import (
     PATH,
     Progress,
     T,
+    check_device,
+    device_option,
     main,
     max_pixels_option,
     size_limit,
@@ -131,6 +133,7 @@ class EncodeSettings:
     effort: int
     seed: int
     strip: bool
+    device: str
 
 
 @main.command()
@@ -152,6 +155,7 @@ class EncodeSettings:
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True)
 @click.option("--strip", is_flag=True, help="Leave out ICC profile, EXIF and XMP.")
+@device_option
 @_many_options
 def encode(
     sources: tuple[Path, ...],
@@ -164,6 +168,7 @@ def encode(
     effort: int,
     seed: int,
     strip: bool,
+    device: str,
     jobs: int,
     force: bool,
 ) -> None:
@@ -184,7 +189,10 @@ def encode(
     from diffcodec.data import IMAGE_SUFFIXES
 
     size_limit(bpp, max_bytes, 1)  # impossible for every picture?
-    settings = EncodeSettings(model, stop_t, bpp, max_bytes, target_psnr, effort, seed, strip)
+    check_device(device)
+    settings = EncodeSettings(
+        model, stop_t, bpp, max_bytes, target_psnr, effort, seed, strip, device
+    )
     if is_many(sources):
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
@@ -228,6 +236,7 @@ def _encode_file(
         stop_t=settings.stop_t or 0,
         max_bytes=size_limit(settings.bpp, settings.max_bytes, area),
         target_psnr=settings.target_psnr,
+        device=settings.device,
         progress=progress,
     )
     write_bytes(target, content)
@@ -247,6 +256,7 @@ class DecodeSettings:
     recon: str
     seed: int
     max_pixels: int | None
+    device: str
     overwrite: bool
     salvage: bool
 
@@ -279,6 +289,7 @@ class DecodeSettings:
 @max_pixels_option(
     "178956970; 4194304 if less than a byte for 4096 pixels is there and the file is not complete"
 )
+@device_option
 @_many_options
 def decode(
     sources: tuple[Path, ...],
@@ -291,6 +302,7 @@ def decode(
     follow: bool,
     timeout: float,
     max_pixels: int | None,
+    device: str,
     jobs: int,
     force: bool,
 ) -> None:
@@ -314,22 +326,28 @@ def decode(
 
     if follow and (is_many(sources) or stop_t or max_bytes):
         raise click.UsageError("--follow is for one file, without --stop-t and --max-bytes")
-    if is_many(sources):
-        settings = DecodeSettings(
-            model, stop_t, max_bytes, recon, seed, max_pixels, overwrite=True, salvage=force
-        )
+    check_device(device)
+    many = is_many(sources)
+    settings = DecodeSettings(
+        model,
+        stop_t,
+        max_bytes,
+        recon,
+        seed,
+        max_pixels,
+        device,
+        overwrite=many or force or output is not None,
+        salvage=force,
+    )
+    if many:
         if model:
             registry.load_model(model)  # what is wrong with it is wrong with every file
         worker = partial(_decode_file, settings=settings)
         _many("decode", sources, output, {".ddc"}, ".png", worker, jobs, force)
         return
     target = _single_target(sources[0], output, ".png")
-    overwrite = force or output is not None
-    settings = DecodeSettings(
-        model, stop_t, max_bytes, recon, seed, max_pixels, overwrite, salvage=force
-    )
     if follow:
-        _follow(sources[0], target, overwrite, settings, timeout)
+        _follow(sources[0], target, settings, timeout)
         return
     result = _decode_file(sources[0], target, settings)
     _show(result, target)
@@ -337,15 +355,13 @@ def decode(
         click.get_current_context().exit(DAMAGED)
 
 
-def _follow(
-    source: Path, target: Path, overwrite: bool, settings: DecodeSettings, timeout: float
-) -> None:
+def _follow(source: Path, target: Path, settings: DecodeSettings, timeout: float) -> None:
     """``decode --follow``."""
     from diffcodec.cli.follow import follow_file
 
     if target == STANDARD:
         raise click.UsageError("--follow writes its picture many times: name a file with -o")
-    if target.exists() and not overwrite:
+    if target.exists() and not settings.overwrite:
         raise DataError(f"{target} exists; name the output with -o")
     last = follow_file(
         source,
@@ -354,6 +370,7 @@ def _follow(
         recon=settings.recon,
         seed=settings.seed,
         max_pixels=settings.max_pixels,
+        device=settings.device,
         timeout=timeout,
     )
     click.echo(last)
@@ -377,6 +394,7 @@ def _decode_file(source: Path, target: Path, settings: DecodeSettings) -> Result
             seed=settings.seed,
             salvage=settings.salvage,
             max_pixels=settings.max_pixels,
+            device=settings.device,
         )
     except DamageError as e:
         raise FormatError(f"{source}: {e}; --force shows what is left") from None

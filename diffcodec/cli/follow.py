@@ -15,6 +15,7 @@ def follow_file(
     recon: str,
     seed: int,
     max_pixels: int | None,
+    device: str,
     timeout: float,
 ) -> str:
     """Decode ``source`` while it arrives, ``target`` being the picture so far; the last line.
@@ -44,7 +45,13 @@ def follow_file(
     with open_feed(source, timeout) as feed:
         try:
             shown = follow(
-                feed, refresh, model=loaded, recon=recon, seed=seed, max_pixels=max_pixels
+                feed,
+                refresh,
+                model=loaded,
+                recon=recon,
+                seed=seed,
+                max_pixels=max_pixels,
+                device=device,
             )
         except DiffcodecError as e:
             raise type(e)(f"{source}: {e}") from None

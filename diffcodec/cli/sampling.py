@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.base import PATH, Progress, main
+from diffcodec.cli.base import PATH, Progress, check_device, device_option, main
 from diffcodec.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Command = Callable[..., Any]
 def process_options(command: Command) -> Command:
     """Those of everything that runs a network in batches: model, variance, seed, batch, device."""
     for option in (
-        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        device_option,
         click.option(
             "--batch",
             type=click.IntRange(1),
@@ -82,7 +82,6 @@ def class_options(command: Command) -> Command:
 
 def load(name: str, variance: Variance | None, device: str) -> ReverseProcess:
     """The model's reverse process on the device, with another variance where one is named."""
-    import torch
     from torch import nn
 
     from diffcodec import registry
@@ -90,8 +89,7 @@ def load(name: str, variance: Variance | None, device: str) -> ReverseProcess:
     process = registry.load_process(name)
     if variance and process.variance == "learned":
         raise click.UsageError("--variance: the model has learned its own")
-    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
-        raise click.UsageError(f"--device {device}: not available on this machine")
+    check_device(device)
     assert isinstance(process.network, nn.Module)
     process.network.to(device)
     return replace(process, variance=variance or process.variance)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffcodec.cli.base import PATH, Stopped, integers, main
+from diffcodec.cli.base import PATH, Stopped, check_device, device_option, integers, main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ CODEC = "codec"
     help="[default: bf16 on a machine that has instructions for it].",
 )
 @click.option("--name", default="model", show_default=True, help="The model's name.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@device_option
 @click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts of a batch in turn.")
 @click.option(
     "--workers",
@@ -140,15 +140,12 @@ def train(
     torchrun --nproc-per-node 8 -m diffcodec.train --device cuda --workers 4 \\
         --data 'lsun-{000..299}.tar' --out runs/lsun --network ddpm-256
     """
-    import torch
-
     from diffcodec.train import train as run
     from diffcodec.train.distributed import join
     from diffcodec.train.settings import TrainConfig, fast_precision
     from diffcodec.train.stream import expand
 
-    if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
-        raise click.UsageError(f"--device {device}: not available on this machine")
+    check_device(device)
     given = {k: v for k, v in settings.items() if v is not None}
     lengthen = given.pop("steps", None) if resume else None
     if reductions:
