@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -188,7 +188,7 @@ class Model:
         self.adaptation: Adaptation | None = None
         self.device = CPU
         self._exact: list[ExactNetwork] = []
-        self._elsewhere: dict[str, list[DeviceNetwork]] = {}
+        self._places: dict[str, Model] = {CPU: self}
         self._calibrated: CalibratedUNet | None = None
         self._network: CodecUNet | Experts | None = None
         codes = {k: v.to(_stored_as(config)) for k, v in weights.items()}
@@ -199,6 +199,7 @@ class Model:
         if self._network is not None and exact is not None:
             self._exact = _exact_networks(config, self.networks, exact)
             codes = exact
+        self._evaluated: Sequence[ExactNetwork | DeviceNetwork] = self._exact
         if calibration is not None:
             codes = codes | {f"calibration.{k}": v for k, v in calibration.items()}
         self.fingerprint = _fingerprint(config, codes)[:FINGERPRINT_BYTES]
@@ -274,12 +275,12 @@ class Model:
             return self
         if not self._exact:
             raise ModelError(f"model '{self.name}' codes in floating point, on no device but cpu")
-        if device != CPU and device not in self._elsewhere:
-            found = find_device(device)
-            self._elsewhere[device] = [DeviceNetwork(network, found) for network in self._exact]
-        own = copy.copy(self)
-        own.device = device
-        return own
+        if device not in self._places:
+            found, own = find_device(device), copy.copy(self)
+            own.device = device
+            own._evaluated = [DeviceNetwork(network, found) for network in self._exact]
+            self._places[device] = own
+        return self._places[device]
 
     def adapted(self, height: int, width: int, rule: Rule) -> Model:
         """The same model, to learn about one picture of height × width pixels while coding it."""
@@ -290,8 +291,7 @@ class Model:
 
     def _exact_at(self, t: int) -> ExactNetwork | DeviceNetwork | None:
         """The integers for timestep ``t``, if there are any."""
-        networks = self._exact if self.device == CPU else self._elsewhere[self.device]
-        network = networks[expert_at(self.config.experts, t)]
+        network = self._evaluated[expert_at(self.config.experts, t)]
         return network if t in network.rows else None
 
     def evaluate(

@@ -154,7 +154,8 @@ def test_a_model_stays_on_its_device() -> None:
     assert there.on(None) is there
     assert there.on(HERE) is there
     assert there.adapted(80, 80, RULES[2]).device == HERE
-    assert there.on("cpu").device == "cpu"
+    assert model.on(HERE) is there
+    assert there.on("cpu") is model
     assert there.fingerprint == model.fingerprint
 
 
@@ -166,4 +167,22 @@ def test_the_command_line_refuses_what_is_not_there(command: str, tmp_path: Path
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert result.output.startswith("diffcodec: --device nonsense: not available on this machine")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("says", ["CUDA out of memory. Tried to allocate 2.00 GiB.", "no kernel"])
+def test_too_little_memory_there_is_one_line(
+    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is wrong with the program is not taken for it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(Model, "evaluate", fail)
+    picture = Path(__file__).parent / "data" / "budgerigar.png"
+    result = CliRunner().invoke(main, ["encode", str(picture), "-o", str(tmp_path / "a.ddc")])
+    line = "diffcodec: not enough memory for a picture of this size"
+    assert (result.output.strip() == line) == ("memory" in says)
+    assert result.exit_code == 1
     assert not list(tmp_path.iterdir())

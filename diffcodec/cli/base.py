@@ -19,6 +19,8 @@ from diffcodec.errors import DiffcodecError
 
 DAMAGED = 3
 """Exit code: a picture was made of what is left of a damaged file."""
+_NO_MEMORY = ("allocate memory", "out of memory")
+"""In torch's own errors, of memory and of a GPU's."""
 PATH = click.Path(path_type=Path)
 T = click.IntRange(1, 1000)
 
@@ -90,7 +92,7 @@ class Commands(click.Group):
             click.echo(f"diffcodec: stopped by {signal.Signals(number).name}", err=True)
             ctx.exit(128 + number)
         except (MemoryError, RuntimeError) as e:
-            if isinstance(e, RuntimeError) and "allocate memory" not in str(e):  # torch's own
+            if isinstance(e, RuntimeError) and not any(sign in str(e) for sign in _NO_MEMORY):
                 raise
             click.echo("diffcodec: not enough memory for a picture of this size", err=True)
             ctx.exit(1)
