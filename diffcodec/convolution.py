@@ -87,7 +87,7 @@ class Conv2d:
     def __init__(self, weight: I16, reach: float) -> None:
         self.weight = weight
         self._carrier = torch.float32 if reach < FLOAT32_LIMIT else torch.float64
-        if not MULTIPLY_ADD:
+        if not MULTIPLY_ADD and self._carrier is torch.float32:
             _check_convolutions()
 
     def by_rows(self, a: I16, use: Use, step: int = 1) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diffcodec import convolution, tiles
 from diffcodec.convolution import BORDER, I16, Conv2d, empty_map, over_rows
+from diffcodec.errors import ModelError
 from diffcodec.exact import round_outputs
 from diffcodec.heads import coef_into, eps_into, inputs, pixel_into
 from diffcodec.pointwise import accumulate, quantize_into
@@ -241,3 +242,24 @@ def test_all_machines_find_the_same_sums() -> None:
     if target_has("avx512bw"):
         avx512 = output_with(NUMBA_CPU_NAME="skylake-avx512", NUMBA_CPU_FEATURES=AVX512)
         assert avx512 == ["llvm.x86.avx512.pmaddw.d.512", here]
+
+
+def test_float32_that_rounds_is_refused_where_it_would_carry_sums() -> None:
+    """As with ONEDNN_DEFAULT_FPMATH_MODE=BF16; float64 is safe, and vectors need neither."""
+    original = F.conv2d
+
+    def rounding(x: torch.Tensor, weight: torch.Tensor, **options: int) -> torch.Tensor:
+        if x.dtype == torch.float32:
+            x, weight = x.bfloat16().float(), weight.bfloat16().float()
+        return original(x, weight, **options)
+
+    weight = np.ones((1, 1, 1, 1), np.int16)
+    with patch.object(convolution.F, "conv2d", rounding):
+        with patch.object(convolution, "MULTIPLY_ADD", ""):
+            with pytest.raises(ModelError, match="not exact; unset ONEDNN_DEFAULT_FPMATH_MODE"):
+                Conv2d(weight, float((1 << 24) - 1))
+            Conv2d(weight, float(1 << 24))
+        with patch.object(convolution, "MULTIPLY_ADD", "instruction"):
+            Conv2d(weight, 1.0)
+    with patch.object(convolution, "MULTIPLY_ADD", ""):
+        Conv2d(weight, 1.0)

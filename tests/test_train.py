@@ -287,6 +287,27 @@ def test_a_run_can_begin_with_a_trained_model(folder: Path, tmp_path: Path) -> N
         torch.testing.assert_close(run.ema.state_dict()[key], value, rtol=1e-3, atol=1e-4)
 
 
+def test_what_it_began_with_is_measured_first(folder: Path, tmp_path: Path) -> None:
+    """Before the first step, and not again by a run that goes on."""
+    train([folder], tmp_path / "a", CONFIG, report=silent)
+    first = read_model(tmp_path / "a")
+    begin, lines = (first.config, first.network.state_dict()), []
+    report: Callable[[str], None] = lines.append
+    out = tmp_path / "b"
+    config = replace(CONFIG, lr_scale=3.0)
+    run = train([folder], out, config, init=begin, until_step=1, report=report)
+    run.ema.load_state_dict(begin[1])
+    loss = run.validate()
+    assert loss is not None
+    rows = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    held_out = [(row["step"], row["final"]) for row in rows if row["kind"] == "held out"]
+    assert held_out[0] == (0, pytest.approx(float(loss.final)))
+    assert [step for step, _ in held_out] == [0, 1]
+    assert lines[0].startswith("held out") and lines[0].endswith("before the first step")
+    train([folder], out, config, resume=True, until_step=2, report=report)
+    assert sum("before the first step" in line for line in lines) == 1
+
+
 def test_settings_survive_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
 

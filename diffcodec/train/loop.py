@@ -280,7 +280,9 @@ def train(
 ) -> Trainer:
     """Train on ``data`` and leave checkpoint, model and log in ``out``.
 
-    ``init`` is a model whose weights, shape and schedule to begin with.
+    ``init`` is a model whose weights, shape and schedule to begin with; what the held-out pictures
+    take with these weights comes first in the log, to compare with (the first steps of a run undo
+    more than they bring).
     With ``resume`` the run's own settings are taken from its checkpoint and ``config`` is
     ignored; ``lengthen`` goes back to where its learning rates began to fall and makes the run
     that many steps long.  ``until_step`` stops early (at a checkpoint) and changes nothing.
@@ -316,6 +318,8 @@ def train(
         trainer.start_from(init[1])
     if trainer.world.writes:
         make_folder(out)
+        if init is not None and state is None:
+            _report_held_out(trainer, out, report, "before the first step")
     with _StopRequest() as stop:
         _run(trainer, out, name, until_step, checkpoint_minutes, stop, report)
     trainer.stopped_by = stop.requested
@@ -395,7 +399,13 @@ def _log(out: Path, step: int, kind: str, terms: Terms) -> None:
 
 def _checkpoint(trainer: Trainer, out: Path, name: str, report: Callable[[str], None]) -> None:
     save_run(trainer, out, name)
+    _report_held_out(trainer, out, report, "checkpoint written")
+
+
+def _report_held_out(
+    trainer: Trainer, out: Path, report: Callable[[str], None], occasion: str
+) -> None:
     held_out = trainer.validate()
     if held_out is not None:
         _log(out, trainer.step, "held out", held_out)
-        report(f"held out: {trainer.task.describe(held_out)}; checkpoint written")
+        report(f"held out: {trainer.task.describe(held_out)}; {occasion}")
