@@ -87,6 +87,17 @@ def test_a_run_prints_base_and_changes(folder: Path) -> None:
     assert sum(line.startswith("| 0 ") for line in lines) == 3  # a final layer in every table
 
 
+def test_of_a_plan_that_only_its_number_names_nothing_changes(folder: Path) -> None:
+    """The shipped model's own is mirrored; ``--plan`` gives another base."""
+    command = ["--data", str(folder), "--effort", "1", "--rates", "", "--change", "eta=128"]
+    found = CliRunner().invoke(main, command)
+    assert found.exit_code == 2
+    assert "must be one that has a number" in found.output
+    found = CliRunner().invoke(main, [*command, "--plan", "4"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert found.output.splitlines()[3].startswith("| eta=128 |")
+
+
 def test_a_plan_the_model_has_no_constants_for_is_wrong_usage(folder: Path) -> None:
     found = CliRunner().invoke(
         main,

@@ -1,6 +1,6 @@
 """What one change at a time does to the files of a fixed set of pictures.
 
-    python tools/ablate.py --data train_4.webp --first 9488 --limit 4 \\
+    python tools/ablate.py --data train_4.webp --first 9488 --limit 4 --plan 4 \\
         --change effort=4 --change eta=128 --change arithmetic=float
 
 Changes, each against the same base:
@@ -12,6 +12,9 @@ Changes, each against the same base:
   ``--arithmetic float`` any will do);
 - ``model=NAME`` or a folder, with its own plan;
 - ``arithmetic=float`` or ``exact``.
+
+The base has the model's own plan, or that of ``--plan``, which other efforts then keep.  Of a plan
+that is mirrored or adaptive neither η nor timesteps can be changed: files name it by its number.
 
 Every picture is encoded, decoded and compared; a file that does not come back ends the run.
 Bytes are of whole files.  A plan that has no number, as any with another η, is written out in the
@@ -36,6 +39,7 @@ from exact_cost import in_floats
 from diffcodec.channel import segment_head
 from diffcodec.codec import SentLayer
 from diffcodec.coefficients import layout
+from diffcodec.container import Header
 from diffcodec.data import U8, load_images
 from diffcodec.errors import DiffcodecError
 from diffcodec.evaluate import evaluate_picture, summarise
@@ -57,6 +61,12 @@ class Setup:
         """The model, in the arithmetic asked for."""
         model = load_model(self.model)
         return in_floats(model) if self.arithmetic == "float" else model
+
+    def check(self) -> None:
+        """DiffcodecError unless files can be written so."""
+        model = self.load()
+        model.check_plan(self.coded_plan)
+        Header(1, 1, model.fingerprint, self.coded_plan).encode()
 
     @property
     def coded_plan(self) -> Plan:
@@ -213,6 +223,7 @@ def _head(titles: list[str]) -> list[str]:
 @click.option("--limit", default=4, show_default=True, type=click.IntRange(min=1))
 @click.option("--model", default="cifar10", show_default=True, help="of the base; name or folder")
 @click.option("--effort", default=5, show_default=True, type=click.IntRange(1, 9))
+@click.option("--plan", type=click.Choice([str(n) for n in PLANS]), help="of the base, by number")
 @click.option("--arithmetic", default="exact", type=click.Choice(["exact", "float"]))
 @click.option("--change", "changes", multiple=True, help="name=value; may be given again")
 @click.option("--rates", default="0.75,1.25,2", show_default=True, help="bpp of cut files")
@@ -224,6 +235,7 @@ def main(
     limit: int,
     model: str,
     effort: int,
+    plan: str | None,
     arithmetic: str,
     changes: tuple[str, ...],
     rates: str,
@@ -232,12 +244,12 @@ def main(
 ) -> None:
     """Print a table with a line for the base and for every change."""
     torch.set_num_threads(1)
-    base = Setup(model, arithmetic, effort)
+    base = Setup(model, arithmetic, effort, PLANS[int(plan)] if plan else None)
     try:
         at = tuple(float(rate) for rate in rates.split(",") if rate)
         setups = {"base": base} | {change: base.changed(change) for change in changes}
         for setup in setups.values():
-            setup.load().check_plan(setup.coded_plan)
+            setup.check()
     except (ValueError, DiffcodecError) as e:
         raise click.UsageError(str(e)) from e
     pictures = load_images([data])[first : first + limit]

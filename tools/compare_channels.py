@@ -52,7 +52,7 @@ from diffcodec.entropy import (
 from diffcodec.image import from_array
 from diffcodec.model import Model
 from diffcodec.noise import derive_key, permutation, shared_normal
-from diffcodec.plans import EFFORTS, Plan
+from diffcodec.plans import Plan, search_for
 from diffcodec.registry import load_model
 from diffcodec.reverse import start
 from diffcodec.steps import Final, Settings, Step
@@ -450,7 +450,8 @@ def main(
     pictures = load_images([data])[first : first + limit]
     if not pictures:
         raise click.UsageError(f"there is no picture {first}")
-    channels = ways(model.plan, EFFORTS[effort].survivors, chunk_bits, index_bits)
+    survivors = search_for(effort, pictures[0].shape[0] * pictures[0].shape[1]).survivors
+    channels = ways(model.plan, survivors, chunk_bits, index_bits)
     Trellis(model.plan.eta, 1).send(np.ones(64), np.zeros(64, dtype=np.int64), 0)  # compiles it
     click.echo(HEAD)
     for label, way in channels.items():
