@@ -1,14 +1,16 @@
 """The exact network on a device of torch's, such as a GPU: the same integers as exact.py.
 
-Activations and weights are integers and no partial sum reaches 2**31, so that products of matrices
-in float64 hold every sum, in whatever order a device adds.  All else is one operation of torch's at
-a time on float32 or float64, each rounded by IEEE 754 as in pointwise.py and heads.py: nothing here
-may be fused, for a product and a sum in one instruction round once instead of twice.
+Activations and weights are integers.  The weights are taken apart so that no sum of a product of
+matrices reaches 2**24, which float32 holds in whatever order a device adds, and GPUs are made for;
+the products are added up in float64.  All else is one operation of torch's at a time on float32 or
+float64, each rounded by IEEE 754 as in pointwise.py and heads.py: nothing here may be fused, for a
+product and a sum in one instruction round once instead of twice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcodec.convolution import BORDER
+from diffcodec.convolution import BORDER, FLOAT32_LIMIT
 from diffcodec.correction import EPS_MAX, EPS_UNIT, FEATURE_UNIT, Correction
 from diffcodec.errors import ModelError
 from diffcodec.exact import (
+    ACTIVATION_MAX,
     LIMITS,
     RESIDUAL_MAX,
     SIGNED,
@@ -31,26 +34,82 @@ from diffcodec.heads import COEF_SCALE, COEF_UNIT, PIXEL_COEF_MAX, PIXEL_SCALE
 from diffcodec.network import LEAK
 from diffcodec.objective import COEF_LOGVAR_RANGE, PIXEL_LOGVAR_RANGE
 
+LOW_BITS, FEW = 7, 128
+"""Products of so many channels with weights of so many bits cannot add up to FLOAT32_LIMIT."""
+
 
 def find_device(name: str) -> torch.device:
     """The device of this name; ModelError if torch has none, or one without exact sums.
 
-    The sums are tried where they are largest.
+    The sums are tried where they are largest: those of a network's products in float32 (which some
+    settings shorten to ten bits) and those that adaptation takes in float64.
     """
     try:
         device = torch.device(name)
-        a = torch.full((64, 1024), float((1 << 20) - 1), dtype=torch.float64, device=device)
-        found = _product(a - torch.arange(64.0, device=device)[:, None], a.T).cpu().tolist()
+        exact = [
+            _is_exact(2, ACTIVATION_MAX, 4093, torch.float32, device),
+            _is_exact(1024, (1 << 20) - 1, (1 << 20) - 1, torch.float64, device),
+        ]
     except (RuntimeError, AssertionError, TypeError) as e:
         raise ModelError(f"device '{name}': not available on this machine") from e
-    true = [1024 * ((1 << 20) - 1 - k) * ((1 << 20) - 1) for k in range(64)]
-    if found != [[float(total)] * 64 for total in true]:
-        raise ModelError(f"device '{name}' does not add up whole numbers below 2**53 exactly")
+    if not all(exact):
+        raise ModelError(
+            f"device '{name}' does not multiply whole numbers exactly; leave torch's float32 "
+            "precision at 'highest'"
+        )
     return device
+
+
+def _is_exact(
+    count: int, largest: int, other: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether 64 × 64 sums of ``count`` products of whole numbers up to these are right."""
+    a = torch.full((64, count), float(largest), dtype=dtype, device=device)
+    b = torch.full((count, 64), float(other), dtype=dtype, device=device)
+    found = _product(a - torch.arange(64.0, device=device)[:, None].to(dtype), b).cpu().tolist()
+    return found == [[float(count * (largest - k) * other)] * 64 for k in range(64)]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
+
+
+class Part(NamedTuple):
+    """Of a convolution's weights: scale times ``weight`` float32 [channels, out], of the channels
+    from ``first`` on at one place of the kernel, down and right from its corner."""
+
+    down: int
+    right: int
+    first: int
+    scale: int
+    weight: Tensor
+
+
+def parts_of(weight: NDArray[np.int16]) -> Iterator[Part]:
+    """Those of weights [out, in, k, k], whose products with activations float32 adds up exactly."""
+    size = weight.shape[-1]
+    for down, right in np.ndindex(size, size):
+        own = weight[:, :, down, right].astype(np.int64).T
+        for first, scale, part in _taken_apart(own, 0, 1):
+            whole = torch.from_numpy(np.ascontiguousarray(part, np.float32))
+            yield Part(down, right, first, scale, whole)
+
+
+def _taken_apart(
+    weight: NDArray[np.int64], first: int, scale: int
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """(first channel, scale, weights): in halves of the channels, then of the bits."""
+    if ACTIVATION_MAX * np.abs(weight).sum(axis=0).max() < FLOAT32_LIMIT:
+        yield first, scale, weight
+    elif len(weight) > FEW:
+        half = len(weight) // 2
+        yield from _taken_apart(weight[:half], first, scale)
+        yield from _taken_apart(weight[half:], first + half, scale)
+    else:
+        half = 1 << (LOW_BITS - 1)
+        low = ((weight + half) & (2 * half - 1)) - half
+        yield first, scale, low
+        yield from _taken_apart((weight - low) >> LOW_BITS, first, scale << LOW_BITS)
 
 
 class DeviceNetwork:
@@ -59,9 +118,9 @@ class DeviceNetwork:
     def __init__(self, network: ExactNetwork, device: torch.device) -> None:
         self.rows, self._stages, self._device = network.rows, network.stages, device
         self._eps_constants = network.tensors["eps"]
-        # [k · k, in, out], place after place of the kernel
-        self._weights = {
-            name: self._here(weight.transpose(2, 3, 1, 0)).double().flatten(0, 1)
+        self._sizes = {name: weight.shape for name, weight in network.weights.items()}
+        self._parts = {
+            name: [part._replace(weight=part.weight.to(device)) for part in parts_of(weight)]
             for name, weight in network.weights.items()
         }
         self._constants = {key: self._here(value) for key, value in network.constants.items()}
@@ -105,14 +164,15 @@ class DeviceNetwork:
         In the flat map with its border of zeros each place of the kernel is a shift; what is
         found beyond the right edge is left out.
         """
-        (height, width), weight = a.shape[:2], self._weights[name]
-        size, pitch = round(len(weight) ** 0.5), width + 2 * BORDER
+        (height, width), (outs, _, size, _) = a.shape[:2], self._sizes[name]
+        pitch, inset = width + 2 * BORDER, BORDER - size // 2
         flat = F.pad(a, (0, 0, *(BORDER,) * 4)).flatten(0, 1)
-        sums = flat.new_zeros((height * pitch, weight.shape[2]))
-        count, inset = height * pitch - 2 * BORDER, BORDER - size // 2
-        for place, own in enumerate(weight):
-            shift = (place // size + inset) * pitch + place % size + inset
-            sums[:count].addmm_(flat[shift : shift + count], own)
+        sums = flat.new_zeros((height * pitch, outs), dtype=torch.float64)
+        count = height * pitch - 2 * BORDER
+        for part in self._parts[name]:
+            start = (part.down + inset) * pitch + part.right + inset
+            own = flat[start : start + count, part.first : part.first + len(part.weight)]
+            sums[:count].add_(_product(own, part.weight), alpha=part.scale)
         return sums.view(height, pitch, -1)[:, :width]
 
     def _quantized(self, x: Tensor, name: str, row: int, fold: int = 1) -> Tensor:
@@ -125,7 +185,7 @@ class DeviceNetwork:
         if name not in SIGNED:
             v = torch.maximum(v, v * LEAK)
         low, high = SIGNED_LIMITS if name in SIGNED else LIMITS
-        return v.round().clamp(low, high).double()
+        return v.round().clamp(low, high)
 
     def _add_step(self, r: Tensor, a: Tensor, name: str, row: int, fold: int = 1) -> Tensor:
         """r plus the convolution ``name`` of the map ``a``, in the residual's units."""

@@ -24,7 +24,7 @@ from diffcodec.cli import main
 from diffcodec.correction import CELL, OUTPUTS, OWN, Correction
 from diffcodec.device import DeviceNetwork, find_device
 from diffcodec.errors import ModelError
-from diffcodec.exact import Integers
+from diffcodec.exact import ACTIVATION_MAX, Integers
 from diffcodec.model import Model
 from diffcodec.registry import load_model
 
@@ -130,11 +130,40 @@ def test_nothing_is_left_behind_in_memory(final: bool, monkeypatch: pytest.Monke
     assert len(left) == 2 * (4 if final else 3)
 
 
-def test_a_device_that_rounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("short", [torch.float32, torch.bfloat16])
+def test_a_device_that_rounds_is_refused(
+    short: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float64 that is float32, and float32 that is shorter, as some settings of torch's make it."""
     assert find_device(HERE).type == "cpu"
-    monkeypatch.setattr(device, "_product", lambda a, b: (a.float() @ b.float()).double())
-    with pytest.raises(ModelError, match="does not add up"):
+    monkeypatch.setattr(
+        device, "_product", lambda a, b: (a.to(short).float() @ b.to(short).float()).to(a.dtype)
+    )
+    with pytest.raises(ModelError, match="does not multiply whole numbers exactly"):
         find_device(HERE)
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    ins=st.sampled_from([1, 24, 130, 400]),
+    size=st.sampled_from([1, 3]),
+    largest=st.sampled_from([0, 127, 3000, 32767]),
+)
+def test_parts_make_up_the_weights_and_stay_exact(
+    seed: int, ins: int, size: int, largest: int
+) -> None:
+    """Together they are the weights, and no sum of products of one reaches 2**24."""
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-largest - 1, largest + 1, (5, ins, size, size)).astype(np.int16)
+    whole = np.zeros(weight.shape, np.int64)
+    for part in device.parts_of(weight):
+        own = part.weight.numpy().astype(np.int64)
+        assert part.weight.dtype == torch.float32
+        np.testing.assert_array_equal(own, part.weight.numpy())
+        assert ACTIVATION_MAX * np.abs(own).sum(axis=0).max() < 1 << 24
+        channels = slice(part.first, part.first + len(own))
+        whole[:, channels, part.down, part.right] += part.scale * own.T
+    np.testing.assert_array_equal(whole, weight)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta:x"])
