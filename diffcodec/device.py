@@ -66,7 +66,7 @@ def _is_exact(
     """Whether 64 × 64 sums of ``count`` products of whole numbers up to these are right."""
     a = torch.full((64, count), float(largest), dtype=dtype, device=device)
     b = torch.full((count, 64), float(other), dtype=dtype, device=device)
-    found = _product(a - torch.arange(64.0, device=device)[:, None].to(dtype), b).cpu().tolist()
+    found = _product(a - torch.arange(64, dtype=dtype, device=device)[:, None], b).cpu().tolist()
     return found == [[float(count * (largest - k) * other)] * 64 for k in range(64)]
 
 
@@ -151,6 +151,7 @@ class DeviceNetwork:
             if correction is None:
                 return out
             own = (r0 * 2.0**-FEATURE_UNIT).round().to(torch.int16).permute(2, 0, 1)
+        # Corrections are compiled for the CPU; what is learnt from goes back to the device's sums.
         features = own.contiguous().cpu().numpy()
         correction.apply(out.eps.numpy(), features)
         return out._replace(features=torch.from_numpy(correction.wanted(features)))

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import diffcodec
+from diffcodec.exact import Integers
 from diffcodec.model import Model, ModelConfig, read_model, save_model
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import Plan
@@ -66,6 +67,12 @@ def round_trip(pixels: np.ndarray, model: Model, **options: object) -> bytes:
     assert decoded.pixels.dtype == np.uint8
     np.testing.assert_array_equal(decoded.pixels, pixels)
     return content
+
+
+def same_integers(a: Integers, b: Integers) -> bool:
+    """Whether two networks, or two ways to one, say the same in the same types."""
+    pairs = list(zip(a, b, strict=True))
+    return all(p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
 
 
 def load_picture(name: str) -> np.ndarray:

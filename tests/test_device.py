@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import load_picture
+from conftest import load_picture, same_integers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,17 +24,12 @@ from diffcodec.cli import main
 from diffcodec.correction import CELL, OUTPUTS, OWN, Correction
 from diffcodec.device import DeviceNetwork, find_device
 from diffcodec.errors import ModelError
-from diffcodec.exact import ACTIVATION_MAX, Integers
+from diffcodec.exact import ACTIVATION_MAX
 from diffcodec.model import Model
 from diffcodec.registry import load_model
 
 HERE = "cpu:0"
 SIDES = st.sampled_from([8, 16, 24])
-
-
-def same(a: Integers, b: Integers) -> bool:
-    pairs = list(zip(a, b, strict=True))
-    return all(p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
 
 
 def correction(model: Model, seed: int, around: bool) -> Correction:
@@ -65,7 +60,7 @@ def test_says_what_the_network_of_this_machine_says(
     wanted = None if kind is None else correction(model, seed, kind)
     there = model.on(HERE)
     assert there is not model
-    assert same(
+    assert same_integers(
         there.evaluate(x, t, correction=wanted, final=final),
         model.evaluate(x, t, correction=wanted, final=final),
     )
@@ -76,7 +71,7 @@ def test_pictures_in_tiles_too() -> None:
     t = model.plan.timesteps[3]
     generator = torch.Generator().manual_seed(5)
     x = (torch.randn((3, 48, 80), generator=generator) * 65536).int()
-    assert same(model.on(HERE).evaluate(x, t, tile=32), model.evaluate(x, t))
+    assert same_integers(model.on(HERE).evaluate(x, t, tile=32), model.evaluate(x, t))
 
 
 @pytest.mark.parametrize(("effort", "height", "width"), [(1, 32, 32), (6, 24, 16), (1, 72, 64)])
@@ -130,15 +125,22 @@ def test_nothing_is_left_behind_in_memory(final: bool, monkeypatch: pytest.Monke
     assert len(left) == 2 * (4 if final else 3)
 
 
-@pytest.mark.parametrize("short", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "short"), [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)]
+)
 def test_a_device_that_rounds_is_refused(
-    short: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, short: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Float64 that is float32, and float32 that is shorter, as some settings of torch's make it."""
+    """Float64 that is float32, and float32 that is shorter, as some settings of torch's make it:
+    each alone, the other being as it should."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype == dtype:
+            return (a.to(short).float() @ b.to(short).float()).to(dtype)
+        return a @ b
+
     assert find_device(HERE).type == "cpu"
-    monkeypatch.setattr(
-        device, "_product", lambda a, b: (a.to(short).float() @ b.to(short).float()).to(a.dtype)
-    )
+    monkeypatch.setattr(device, "_product", product)
     with pytest.raises(ModelError, match="does not multiply whole numbers exactly"):
         find_device(HERE)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import load_picture
+from conftest import load_picture, same_integers
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from diffcodec import exact
 from diffcodec.convolution import BORDER, I16, I32, Conv2d
 from diffcodec.correction import EPS_UNIT
 from diffcodec.errors import ModelError
-from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork, Integers
+from diffcodec.exact import ACTIVATION_MAX, SUM_LIMIT, ExactNetwork
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.quantize import quantize
 from diffcodec.schedule import Schedule
@@ -54,10 +54,6 @@ def state(t: int, seed: int, size: int = 16) -> Tensor:
     abar = float(Schedule().alphas_cumprod[t])
     x_t = abar**0.5 * x_0 + (1 - abar) ** 0.5 * torch.randn(x_0.shape, generator=generator)
     return (x_t * 65536).round().int()
-
-
-def same(a: Integers, b: Integers) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -139,7 +135,7 @@ def test_a_block_that_adds_nothing_is_left_out(pair: tuple[CodecUNet, dict[str, 
     assert network.stages["down0"] == []
     network.stages["down0"] = ["down0.0"]
     for t, found in zip(TIMES, quick, strict=True):
-        assert same(network(state(t, 5), t), found)
+        assert same_integers(network(state(t, 5), t), found)
 
 
 def test_weights_of_one_byte(pair: tuple[CodecUNet, dict[str, Tensor]]) -> None:
@@ -190,7 +186,7 @@ def test_equals_a_float64_reference(
 
     monkeypatch.setattr(Conv2d, "_sums", in_float64)
     for t, found in zip(TIMES, ordinary, strict=True):
-        assert same(network(state(t, 11), t), found)
+        assert same_integers(network(state(t, 11), t), found)
 
 
 def test_a_tile_with_its_halo_equals_the_whole(
