@@ -43,6 +43,10 @@ CATALOGUE: dict[int, Entry] = {
 CATALOGUE |= {n: Entry("photo", bytes.fromhex("56b59e"), n + 3) for n in range(15, 21)}
 CATALOGUE |= {n: Entry("photo", bytes.fromhex("741d91"), n - 3) for n in range(21, 27)}
 CATALOGUE |= {n: Entry("photo", bytes.fromhex("fd72fb"), n - 9) for n in range(27, 33)}
+CATALOGUE |= {
+    33: Entry("cifar10", bytes.fromhex("aac467"), 12),
+    34: Entry("cifar10", bytes.fromhex("aac467"), 5),
+}
 
 
 def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:

@@ -261,7 +261,7 @@ def send_segment(
         widest = k.max()
         found = trellis.search(
             rest[coded].astype(np.float32),
-            (np.sqrt(spread[coded]) / trellis.G_STD).astype(np.float32),
+            (np.sqrt(spread[coded]) / tables.LEVEL_UNIT).astype(np.float32),
             (0.5 / spread[coded]).astype(np.float32),
             k,
             deal.keys[coded],
@@ -277,7 +277,7 @@ def send_segment(
 
 def escape_steps(s_index: I64) -> I64:
     """Size of one unit of a correction, 2√(1+s), in 2**-12."""
-    return 2 * ((tables.candidate_scales()[s_index - S_MIN] * 37837 + (1 << 15)) >> 16)
+    return tables.candidate_scales()[s_index - S_MIN]
 
 
 def _undecided(deal: _Deal) -> Received:

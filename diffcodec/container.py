@@ -1,4 +1,4 @@
-"""The .ddc container, versions 5 and 6: bytes ↔ header and layers, as docs/format.md has them.
+"""The .ddc container, version 7: bytes ↔ header and layers, as docs/format.md has them.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -16,8 +16,7 @@ from diffcodec.errors import FormatError
 from diffcodec.plans import PLANS, STRIP_ROWS, Plan
 
 MAGIC = b"\xdd"
-VERSION = 6
-READABLE = (5, 6)
+VERSION = 7
 VERSION_1 = b"\xddC"
 """What files of version 1 began with; nobody was given any of versions 1 to 3."""
 
@@ -58,8 +57,7 @@ class Header:
     model: name, empty for one of the catalogue (its fingerprint finds it);
     float_arithmetic: the network was evaluated in floating point, so that only a machine like
     the writer's decodes the file; chunks, trailer: blocks of chunks come before the first layer,
-    after the last one; planes: the one plane of a grey picture is to be shown as three; version:
-    of the format.
+    after the last one; planes: the one plane of a grey picture is to be shown as three.
     """
 
     width: int
@@ -73,29 +71,18 @@ class Header:
     chunks: bool = False
     trailer: bool = False
     planes: bool = False
-    version: int = VERSION
-
-    @property
-    def rounds(self) -> bool:
-        """Whether the final layer rounds its corrections; in version 5 they are rounded down."""
-        return self.version > 5
-
-    @property
-    def has_short_strips(self) -> bool:
-        """Whether strips say how much longer they are than expected, and have short checks."""
-        return self.version > 5 and not self.has_lengths
 
     @property
     def pixel_check_bytes(self) -> int:
         """Of a strip's check of its pixels."""
-        return 2 if self.has_short_strips else 4
+        return 4 if self.has_lengths else 2
 
     def pixel_check(self, pixels: bytes) -> int:
         """The CRC-32 of a strip's pixels, or its lower half."""
         return binascii.crc32(pixels) & ((1 << 8 * self.pixel_check_bytes) - 1)
 
     def expected_length(self, steps: int) -> int:
-        """Bytes of a short strip after so many bytes of layers of steps.
+        """Bytes of a small picture's strip after so many bytes of layers of steps.
 
         Not far from the truth for pictures as they are, so that the difference takes one byte.
         """
@@ -141,7 +128,7 @@ class Header:
         square = self.width == self.height
         flags = FLAG_SQUARE * square | FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
         out = bytearray(MAGIC)
-        out.append(self.version << 4 | flags)
+        out.append(VERSION << 4 | flags)
         if options:
             out.append(options)
         out += encode_varint(self.width)
@@ -208,10 +195,10 @@ def read_header(content: bytes) -> tuple[Header, int]:
     cursor.take(1)
     first = cursor.take(1)[0]
     version = 1 if content[:2] == VERSION_1 else first >> 4
-    if version not in READABLE:
+    if version != VERSION:
         raise FormatError(
-            f"written in version {version} of the format; this program reads versions "
-            f"{READABLE[0]} to {READABLE[-1]}"
+            f"written in version {version} of the format; this program reads version {VERSION}: "
+            "use the diffcodec that wrote it"
         )
     options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
     grey, planes = bool(first & FLAG_GREY), bool(options & OPTION_PLANES)
@@ -247,7 +234,6 @@ def read_header(content: bytes) -> tuple[Header, int]:
         chunks=bool(options & OPTION_CHUNKS),
         trailer=bool(options & OPTION_TRAILER),
         planes=planes,
-        version=version,
     )
     return header, cursor.place
 
@@ -337,7 +323,7 @@ class Writer:
     def add_strip(self, code: bytes, pixels: bytes) -> None:
         """A strip of the final layer: length, check of its pixels (a byte a value), payload."""
         header, length = self._header, len(code)
-        if header.has_short_strips:
+        if not header.has_lengths:
             steps = self._steps_end - self._first
             length = zigzag(length - header.expected_length(steps))
         check = header.pixel_check(pixels).to_bytes(header.pixel_check_bytes, "big")
@@ -470,7 +456,7 @@ class LayerReader:
     def strip_length(self) -> tuple[int, int] | None:
         """(length of the strip here, where its check begins); None if the file ends first."""
         found = self._length()
-        if found is None or not self._header.has_short_strips:
+        if found is None or self._header.has_lengths:
             return found
         steps = self._steps_end - self._first
         size = self._header.expected_length(steps) + from_zigzag(found[0])

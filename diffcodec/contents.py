@@ -193,7 +193,7 @@ def _and_front(header: Header) -> str:
 
 def settings_of(header: Header) -> Settings:
     size = header.height, header.width
-    return Settings(header.plan, *size, header.seed, header.grey, header.rounds)
+    return Settings(header.plan, *size, header.seed, header.grey)
 
 
 def describe(

@@ -65,18 +65,12 @@ class Distribution:
     """p_θ(x_0 | x_t) of a strip; all int64 [3, h, w].
 
     mean: in 1/16 level; scale: log2 of the standard deviation in levels, in 1/8;
-    coefs: G→R, G→B, R→B in 1/64;
-    rounds: whether corrections are rounded to 1/16 level, or down (version 5 of the format).
+    coefs: G→R, G→B, R→B in 1/64.
     """
 
     mean: I64
     scale: I64
     coefs: I64
-    rounds: bool = True
-
-    def divide(self, sums: I64, by: int) -> I64:
-        """sums / by as integers."""
-        return (sums + (by // 2 if self.rounds else 0)) // by
 
     def rows(self, start: int, stop: int) -> Distribution:
         """The strip of rows start … stop−1."""
@@ -85,8 +79,12 @@ class Distribution:
             self.mean[:, part],
             self.scale[:, part],
             self.coefs[:, part],
-            self.rounds,
         )
+
+
+def _divide(sums: I64, by: int) -> I64:
+    """sums / by, rounded: halves upwards."""
+    return (sums + by // 2) // by
 
 
 def bin_weights(scale_index: int, phase: int, floor: int | None) -> F64:
@@ -191,13 +189,13 @@ class _Pixels:
         self.lessons.end_strip()
 
     def _pass(self, number: int, channel: int, own: NDArray[np.bool_], around: I64) -> _Pass:
-        p, lessons = self.p, self.lessons
+        lessons = self.lessons
         here = self.residuals[[GREEN, RED]][:, own]  # of those not coded yet 0
         known = np.concatenate([around, np.clip(here, -lessons.limit, lessons.limit)])
         mean, scale = self._parameters(channel, own)
         weights = lessons.weights[number, channel]
         told = weights.astype(np.float64) @ known  # whole numbers, and exact
-        corrected = mean + p.divide(told.astype(np.int64), WEIGHT_UNIT)
+        corrected = mean + _divide(told.astype(np.int64), WEIGHT_UNIT)
         corrected_scale = lessons.scales(number, channel, scale)
         return _Pass(number, channel, own, corrected, corrected_scale, mean, scale, known)
 
@@ -206,14 +204,14 @@ class _Pixels:
         p = self.p
         if self.grey:
             # x_t holds three views of one value: 1/√3 of the spread.
-            mean = p.divide(p.mean[:, own].sum(axis=0), 3)
+            mean = _divide(p.mean[:, own].sum(axis=0), 3)
             return mean, p.scale[GREEN][own] - round(tables.OCTAVE * 0.79)
         mean, coefs = p.mean[channel][own], p.coefs[:, own]
         green, red = self.residuals[GREEN][own], self.residuals[RED][own]
         if channel == RED:
-            mean = mean + p.divide(coefs[0] * green, COEF_UNIT)
+            mean = mean + _divide(coefs[0] * green, COEF_UNIT)
         if channel == BLUE:
-            mean = mean + p.divide(coefs[1] * green + coefs[2] * red, COEF_UNIT)
+            mean = mean + _divide(coefs[1] * green + coefs[2] * red, COEF_UNIT)
         return mean, p.scale[channel][own]
 
     def tell(self, part: _Pass, levels: I64) -> None:

@@ -1,18 +1,17 @@
 """What the search of the trellis does to its paths, LANES of them at a time.
 
-A compiler's vectors take twice as long here: it does not find the instructions that add up bytes
-and that pack the chosen lanes of a vector.  They are named where the machine has them (AVX-512 or
-AVX2) and written out elsewhere, with the same result; no rounding is left to the compiler, so
-that senders agree as well (all but processors that cannot fuse a product with a sum, x86 before
-2013).
+A compiler's vectors take several times as long here: it does not find the instructions that look
+a number up in a table of sixteen and that pack the chosen lanes of a vector.  They are named where
+the machine has them (AVX-512 or AVX2) and written out elsewhere, with the same result; only sums of
+two numbers are rounded, so that senders agree as well.
 
-Paths are three arrays: states (uint32), origins (int32: the place of an ancestor, which goes
-with a path) and costs (float32).  Behind the last path stand LANES more that cost HOPELESS, so
-that vectors need not end where the paths do; what is packed may take LANES more.
+Paths are two arrays: states (uint32) and costs (float32).  Behind the last path stand LANES more
+that cost HOPELESS, so that vectors need not end where the paths do; what is packed may take LANES
+more.
 
 A path's cost in nats is −log q/p up to what all paths share: ½ (y − d)² − y² / (2 (1 + s)) less
 ½ d², and with y = g · scale that is away g² − towards g, with away = (½ − penalty) scale² and
-towards = d · scale.
+towards = d · scale.  A nibble says g, and so what its coefficients cost: a table of sixteen.
 """
 
 from __future__ import annotations
@@ -25,15 +24,17 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from diffcodec.simd import instruction, target_has
+from diffcodec.simd import data_of, instruction, target_has
 
 LANES = 16
 HOPELESS = 1e30
 """A cost in nats that no path reaches."""
 
+NIBBLES = 8
+"""Of a word."""
+
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
-_BYTES, _SHORTS = ir.VectorType(ir.IntType(8), 4 * LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
 _tools: Any = cgutils  # which has no types
 
 
@@ -54,139 +55,45 @@ def _part(builder: Any, vector: Any, number: int, count: int) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
 
-def _call_twice(builder: Any, name: str, result: Any, *operands: Any) -> Any:
-    """The same for both halves of its operands."""
-    half = ir.VectorType(result.element, result.count // 2)
+def _looked_up(builder: Any, table: Any, nibbles: Any) -> Any:
+    """The numbers of a table of LANES that the last four bits of every lane choose."""
+    if target_has("avx512f"):
+        name = "llvm.x86.avx512.permvar.sf.512"
+        return instruction(builder, name, _FLOATS, table, nibbles)
+    if target_has("avx2"):
+        upper = builder.icmp_unsigned("!=", builder.and_(nibbles, _all(8)), _all(0))
+        return builder.select(upper, *(_halves(builder, table, n, nibbles) for n in (1, 0)))
+    found = ir.Constant(_FLOATS, ir.Undefined)
+    chosen = builder.and_(nibbles, _all(15))
+    for lane in map(_INT, range(LANES)):
+        own = builder.extract_element(table, builder.extract_element(chosen, lane))
+        found = builder.insert_element(found, own, lane)
+    return found
+
+
+def _halves(builder: Any, table: Any, number: int, nibbles: Any) -> Any:
+    """The numbers of one half of a table that the last three bits of every lane choose."""
+    own = _part(builder, table, number, LANES // 2)
     low, high = (
         instruction(
-            builder, name, half, *(_part(builder, x, n, x.type.count // 2) for x in operands)
+            builder, "llvm.x86.avx2.permps", own.type, own, _part(builder, nibbles, n, LANES // 2)
         )
         for n in (0, 1)
     )
-    lanes = ir.Constant(ir.VectorType(_INT, result.count), list(range(result.count)))
+    lanes = ir.Constant(_INTS, list(range(LANES)))
     return builder.shuffle_vector(low, high, lanes)
 
 
-def _byte_sums(builder: Any, words: Any) -> Any:
-    """Of the four bytes of every lane, less their mean."""
-    if target_has("avx512vnni"):
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return instruction(builder, name, _INTS, _all(-510), words, _all(0x01010101))
-    return builder.add(_byte_totals(builder, words), _all(-510))
-
-
-def _byte_totals(builder: Any, words: Any) -> Any:
-    ones, units = ir.Constant(_BYTES, [1] * 4 * LANES), ir.Constant(_SHORTS, [1] * 2 * LANES)
-    parts = builder.bitcast(words, _BYTES)
-    if target_has("avx512bw"):
-        pairs = instruction(builder, "llvm.x86.avx512.pmaddubs.w.512", _SHORTS, parts, ones)
-        return instruction(builder, "llvm.x86.avx512.pmaddw.d.512", _INTS, pairs, units)
-    if target_has("avx2"):
-        pairs = _call_twice(builder, "llvm.x86.avx2.pmadd.ub.sw", _SHORTS, parts, ones)
-        return _call_twice(builder, "llvm.x86.avx2.pmadd.wd", _INTS, pairs, units)
-    low, high = builder.and_(words, _all(0x00FF00FF)), builder.lshr(words, _all(8))
-    pairs = builder.add(low, builder.and_(high, _all(0x00FF00FF)))
-    return builder.add(builder.and_(pairs, _all(0xFFFF)), builder.lshr(pairs, _all(16)))
-
-
-def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once wherever processors can, which is nearly everywhere."""
-    if target_has("fma") or target_has("neon"):
-        return instruction(builder, "llvm.fma.v16f32", _FLOATS, a, b, c)
-    return builder.fadd(builder.fmul(a, b), c)
-
-
-def _folded(builder: Any, words: Any) -> Any:
-    """The first line of noise.mix: that of a ^ b is that of a ^ that of b."""
-    return builder.xor(words, builder.lshr(words, _all(16)))
-
-
-def _values(builder: Any, odd: Any, key: Any) -> Any:
-    """g for the folded states, whose last bit is 1, and a folded key; for a last 0 it is −g."""
-    h = builder.mul(builder.xor(odd, key), _all(0x7FEB352D))
+def _mixed(builder: Any, words: Any) -> Any:
+    """noise.mix of every lane."""
+    h = builder.xor(words, builder.lshr(words, _all(16)))
+    h = builder.mul(h, _all(0x7FEB352D))
     h = builder.mul(builder.xor(h, builder.lshr(h, _all(15))), _all(0x846CA68B))
-    h = builder.xor(h, builder.lshr(h, _all(16)))
-    return builder.sitofp(_byte_sums(builder, h), _FLOATS)
-
-
-def _pointers(context: Any, builder: Any, kind: Any, arrays: Any) -> list[Any]:
-    """To the first elements, as 32-bit integers, of a tuple of arrays."""
-    unpacked = zip(kind.types, _tools.unpack_tuple(builder, arrays, len(kind)), strict=True)
-    made = [context.make_array(own)(context, builder, array) for own, array in unpacked]
-    return [builder.bitcast(array.data, _INT.as_pointer()) for array in made]
+    return builder.xor(h, builder.lshr(h, _all(16)))
 
 
 def _at(builder: Any, pointer: Any, place: Any, kind: Any = _INTS) -> Any:
     return builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())
-
-
-def _stay_lanes(typing_context, paths, p, keys, away, towards):  # type: ignore[no-untyped-def]
-    """Costs of the paths p … p + LANES − 1 after as many coefficients as there are folded keys."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def splats(number: int, kind: Any) -> list[Any]:
-            count = signature.args[number].count
-            return [
-                _splat(builder, x, kind)
-                for x in _tools.unpack_tuple(builder, arguments[number], count)
-            ]
-
-        state, _, cost = _pointers(context, builder, signature.args[0], arguments[0])
-        states = builder.load(_at(builder, state, arguments[1]), align=4)
-        here = _at(builder, cost, arguments[1], _FLOATS)
-        odd = _folded(builder, builder.or_(states, _all(1)))
-        costs, sums = builder.load(here, align=4), ir.Constant(_FLOATS, None)
-        own = zip(splats(2, _INTS), splats(3, _FLOATS), splats(4, _FLOATS), strict=True)
-        for key, a, b in own:
-            g = _values(builder, odd, key)
-            costs = _fused(builder, builder.fmul(a, g), g, costs)
-            sums = _fused(builder, b, g, sums)
-        # The last bit becomes the sign: 1 stands for g itself, which lessens the cost by b g.
-        signs = builder.shl(states, _all(31))
-        sums = builder.bitcast(builder.xor(builder.bitcast(sums, _INTS), signs), _FLOATS)
-        builder.store(builder.fadd(costs, sums), here, align=4)
-        return context.get_dummy_value()
-
-    return types.void(paths, types.int64, keys, away, towards), generate
-
-
-_stay: Any = intrinsic(_stay_lanes)
-
-
-@njit(nogil=True, cache=True)
-def _fold(key):  # type: ignore[no-untyped-def]
-    return np.uint32(key ^ (key >> np.uint32(16)))
-
-
-@njit(nogil=True, cache=True)
-def _stay_four(count, paths, keys, away, towards):  # type: ignore[no-untyped-def]
-    # As tuples: the elements of an array would be read again for every vector.
-    folded = (_fold(keys[0]), _fold(keys[1]), _fold(keys[2]), _fold(keys[3]))
-    a = (away[0], away[1], away[2], away[3])
-    b = (towards[0], towards[1], towards[2], towards[3])
-    for p in range(0, count, LANES):
-        _stay(paths, p, folded, a, b)
-
-
-@njit(nogil=True, cache=True)
-def _stay_one(count, paths, key, away, towards):  # type: ignore[no-untyped-def]
-    folded, a, b = (_fold(key),), (away,), (towards,)
-    for p in range(0, count, LANES):
-        _stay(paths, p, folded, a, b)
-
-
-@njit(nogil=True, cache=True)
-def stay(first, stop, count, paths, keys, away, towards):  # type: ignore[no-untyped-def]
-    """Costs of all paths, in place, after the coefficients first … stop − 1, which take no bit.
-
-    keys: uint32, away, towards: float32, of all coefficients.
-    """
-    fours = first + (stop - first) // 4 * 4
-    for i in range(first, fours, 4):
-        own = slice(i, i + 4)
-        _stay_four(count, paths, keys[own], away[own], towards[own])
-    for i in range(fours, stop):
-        _stay_one(count, paths, keys[i], away[i], towards[i])
 
 
 def _pack(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any], n: Any) -> Any:
@@ -230,50 +137,106 @@ def _pack_half(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any],
     return builder.add(n, builder.zext(builder.ctpop(chosen), _LONG))
 
 
-def _branch_lanes(typing_context, paths, p, k, bits, key, away, towards, threshold, to, n):  # type: ignore[no-untyped-def]
-    """:func:`branch` of the paths p … p + LANES − 1, whose children go to place n: the next place.
+def _priced(builder: Any, odd: Any, cost: Any, table: Any, nibbles: Any, keys: Any) -> Any:
+    """(cost of the states ``odd``, which end in 1, of those that end in 0) after a run.
 
-    bits: the last ones of the children with a 1; key: folded.
+    table: pointer to its nibbles' costs, keys: to their keys; cost: what the paths come with.
+    """
+    sums = [_tools.alloca_once_value(builder, cost) for _ in range(2)]
+    word = _tools.alloca_once(builder, _INTS)
+    past = builder.add(nibbles, _LONG(NIBBLES - 1))
+    with _tools.for_range(builder, builder.udiv(past, _LONG(NIBBLES))) as words:
+        start = builder.mul(words.index, _LONG(NIBBLES))
+        key = _splat(builder, builder.load(builder.gep(keys, [start])), _INTS)
+        builder.store(_mixed(builder, builder.xor(odd, key)), word)
+        left = builder.sub(nibbles, start)
+        full = builder.icmp_unsigned("<", left, _LONG(NIBBLES))
+        with _tools.for_range(builder, builder.select(full, left, _LONG(NIBBLES))) as own:
+            chosen = builder.load(word)
+            place = builder.mul(builder.add(start, own.index), _LONG(2 * LANES))
+            for number, total in enumerate(sums):
+                here = builder.add(place, _LONG(number * LANES))
+                costs = builder.load(_at(builder, table, here, _FLOATS), align=4)
+                found = _looked_up(builder, costs, chosen)
+                builder.store(builder.fadd(builder.load(total), found), total)
+            builder.store(builder.lshr(chosen, _all(4)), word)
+    return [builder.load(total) for total in sums]
+
+
+def _fork_lanes(typing_context, paths, p, k, bits, costs, nibbles, keys, limit, to, n, marks, at):  # type: ignore[no-untyped-def]
+    """:func:`fork` of the paths p … p + LANES − 1, whose children go to place n: the next place.
+
+    bits: the last ones of the children with a 1.  ``marks[at]`` tells who of them is kept.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        paths, place, k, bits, key, away, towards, threshold, to, n = arguments
-        found = _pointers(context, builder, signature.args[0], paths)
-        state, origin, cost = (builder.load(_at(builder, x, place), align=4) for x in found)
-        targets = _pointers(context, builder, signature.args[8], to)
-        k, bits, key = (_splat(builder, x, _INTS) for x in (k, bits, key))
-        a, b, limit = (_splat(builder, x, _FLOATS) for x in (away, towards, threshold))
+        paths, place, k, bits, costs, nibbles, keys, limit, to, n, marks, at = arguments
+        kinds = signature.args
+
+        def data(number: int, arrays: Any) -> list[Any]:
+            kind = kinds[number]
+            unpacked = zip(kind.types, _tools.unpack_tuple(builder, arrays, 2), strict=True)
+            found = [data_of(context, builder, own, array) for own, array in unpacked]
+            return [builder.bitcast(x, _INT.as_pointer()) for x in found]
+
+        states, before = data(0, paths)
+        state = builder.load(_at(builder, states, place), align=4)
+        cost = builder.load(_at(builder, before, place, _FLOATS), align=4)
+        k, bits = (_splat(builder, x, _INTS) for x in (k, bits))
         odd = builder.or_(builder.shl(state, k), bits)
-        g = _values(builder, _folded(builder, odd), key)
-        both = builder.fadd(builder.bitcast(cost, _FLOATS), builder.fmul(builder.fmul(a, g), g))
-        gain = builder.bitcast(builder.fmul(b, g), _INTS)
-        size = builder.bitcast(builder.and_(gain, _all(0x7FFFFFFF)), _FLOATS)
-        near = builder.xor(odd, builder.lshr(gain, _all(31)))  # ends in 0 where the gain is below 0
-        far = builder.xor(near, _all(1))
-        for child, own in ((near, builder.fsub(both, size)), (far, builder.fadd(both, size))):
-            chosen = builder.fcmp_ordered("<=", own, limit)
-            n = _pack(builder, [child, origin, builder.bitcast(own, _INTS)], chosen, targets, n)
+        table, words = (
+            data_of(context, builder, kinds[4], costs),
+            data_of(context, builder, kinds[6], keys),
+        )
+        totals = _priced(builder, odd, cost, table, nibbles, words)
+        limits = _splat(builder, limit, _FLOATS)
+        chosen = [builder.fcmp_ordered("<=", total, limits) for total in totals]
+        low, high = (builder.zext(builder.bitcast(x, ir.IntType(LANES)), _INT) for x in chosen)
+        mark = builder.or_(low, builder.shl(high, _INT(LANES)))
+        builder.store(mark, builder.gep(data_of(context, builder, kinds[10], marks), [at]))
+        targets = data(8, to)
+        for child, own, mask in zip((odd, builder.xor(odd, _all(1))), totals, chosen, strict=True):
+            n = _pack(builder, [child, builder.bitcast(own, _INTS)], mask, targets, n)
         return n
 
     word, real, place = types.uint32, types.float32, types.int64
-    return place(paths, place, word, word, word, real, real, real, to, place), generate
+    return place(
+        paths, place, word, word, costs, place, keys, real, to, place, marks, place
+    ), generate
 
 
-_branch: Any = intrinsic(_branch_lanes)
+_fork: Any = intrinsic(_fork_lanes)
+
+
+def _count_bits(typing_context, word):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.zext(builder.ctpop(arguments[0]), _LONG)
+
+    return types.int64(types.uint32), generate
+
+
+bits_set: Any = intrinsic(_count_bits)
+"""How many bits of a uint32 are 1, in compiled code."""
 
 
 @njit(nogil=True, cache=True)
-def branch(count, paths, pair, k, key, away, towards, threshold, to, n, most):  # type: ignore[no-untyped-def]
-    """Keep the cheap children of all paths after a coefficient that takes k bits, 1 ≤ k < 32.
+def fork(count, paths, pair, k, costs, keys, limit, to, n, most, marks):  # type: ignore[no-untyped-def]
+    """Keep the cheap children of all paths, 1 ≤ k < 32 bits longer, after the run that follows.
 
-    Those whose last k bits are ``pair`` and a 0 or a 1 go to ``to`` from place n on if their cost
-    does not exceed ``threshold``.  Returns the place behind the last one.  Once there may be no
-    room before ``most`` for the children of another vector, the rest is lost.
+    Those whose last k bits are ``pair`` and a 0 or a 1 go to ``to`` from place n on if they do not
+    cost more than ``limit``.  Returns the place behind the last one.  Once there may be no room
+    before ``most`` for the children of another vector, the rest is lost.
+
+    costs: float32 [nibbles, 2, 16], of every coefficient of the run, for children that end in 1
+    and in 0; keys: uint32 [nibbles], of which every NIBBLES-th is a word's; marks: uint32, gets a
+    word for every vector of paths, whose lower and upper half tell which lanes' children with a 1
+    and with a 0 were kept: in this order.
     """
-    word, bits, folded = np.uint32(k), np.uint32(2 * pair + 1), _fold(key)
+    word, bits, nibbles = np.uint32(k), np.uint32(2 * pair + 1), np.int64(len(costs))
     for p in range(0, count, LANES):
         if n > most - 2 * LANES:
+            marks[p // LANES : (count + LANES - 1) // LANES] = 0
             break
-        n = _branch(paths, p, word, bits, folded, away, towards, threshold, to, n)
-    to[2][n : n + LANES] = HOPELESS
+        n = _fork(paths, p, word, bits, costs, nibbles, keys, limit, to, n, marks, p // LANES)
+    to[1][n : n + LANES] = HOPELESS
     return n

@@ -99,7 +99,7 @@ PLANS: dict[int, Plan] = {
     # For photographs: the first layers of a large picture are layers of their own, and few.
     1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
-    3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
+    3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 131, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 # For those who give time for size.
@@ -129,7 +129,7 @@ class Search:
     tries: int = 1
 
 
-_SURVIVORS = (128, 512, 2048, 4096, 10240, 24576, 49152, 65536, 98304)
+_SURVIVORS = (128, 1024, 4096, 8192, 20480, 49152, 65536, 98304, 131072)
 
 EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 """Effort 1…9."""
@@ -137,11 +137,11 @@ EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 DEFAULT_EFFORT = 5
 
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
-    5: Search(20480),
-    6: Search(49152, 2),
-    7: Search(49152, 4),
-    8: Search(65536, 8),
-    9: Search(98304, 16),
+    5: Search(32768),
+    6: Search(65536, 2),
+    7: Search(65536, 4),
+    8: Search(98304, 8),
+    9: Search(131072, 16),
 }
 """The same of a small picture: its files differ enough for one of several to be worth choosing."""
 

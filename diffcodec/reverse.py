@@ -197,7 +197,7 @@ class Prior:
 
 
 def final_distribution(
-    model: Model, out: NetworkOutput, x_t: I32, plan: Plan, grey: bool, rounds: bool = True
+    model: Model, out: NetworkOutput, x_t: I32, plan: Plan, grey: bool
 ) -> Distribution:
     """p_θ(x_0 | x_t) of some rows, as integers for the coder; t is where the plan's steps end."""
     x0_hat = predict_x0(model, x_t, plan.end, out, grey)
@@ -205,7 +205,6 @@ def final_distribution(
         mean=np.rint((x0_hat + 1.0) * (127.5 * MEAN_UNIT)).astype(np.int64),
         scale=out.scale_index.astype(np.int64) + model.schedule.sigma_index(plan.end),
         coefs=out.coefs.astype(np.int64),
-        rounds=rounds,
     )
 
 

@@ -48,17 +48,13 @@ NUDGE = 0.02
 
 @dataclass(frozen=True)
 class Settings:
-    """What sender and receiver agree on beforehand (all of it is in the file's header).
-
-    rounds: whether the final layer rounds its corrections, see :class:`Distribution`.
-    """
+    """What sender and receiver agree on beforehand (all of it is in the file's header)."""
 
     plan: Plan
     height: int
     width: int
     seed: int = 0
     grey: bool = False
-    rounds: bool = True
 
     @property
     def adapts(self) -> bool:
@@ -381,4 +377,4 @@ class Final:
     def distribution(self, rows: slice) -> Distribution:
         """What the coder needs for these rows, which begin at a multiple of 8."""
         out, x_t, own = self._out.rows(rows), self.x[:, rows], self.settings
-        return final_distribution(self.model, out, x_t, own.plan, own.grey, own.rounds)
+        return final_distribution(self.model, out, x_t, own.plan, own.grey)

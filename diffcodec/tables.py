@@ -27,6 +27,18 @@ RATE_UNIT = 16
 Y_UNIT = 12
 """Candidate values are integers in units of 2**-12 (one standard deviation of q)."""
 
+LEVEL_UNIT = 128
+"""Values of the trellis are integers in units of 1/128 of their standard deviation."""
+
+_UPPER = (11, 29, 50, 72, 96, 125, 167, 264)
+LEVELS: I64 = np.array([-x for x in _UPPER[::-1]] + list(_UPPER), dtype=np.int64)
+"""Sixteen equally likely values that stand for a Gaussian.
+
+Near its quantiles (i + 1/5) / 15.4, with the mean square LEVEL_UNIT² to the last digit.  What fewer
+values cost is what a code made of them needs for noise as large, and y as large, as a Gaussian
+one's: 0.04 % more bits where s = 1, 0.2 % where it is 2, 0.7 and 1.9 % at 4 and 8.
+"""
+
 _SCALE_SHIFT = 8
 PHI_STEPS = 256
 PHI_LIMIT = 12
@@ -48,15 +60,15 @@ def rates() -> I64:
 
 @cache
 def candidate_scales() -> I64:
-    """√(1 + s) / G_STD in units of 2**-20, for every s index."""
+    """√(1 + s) / LEVEL_UNIT in units of 2**-20, for every s index: 2√(1 + s) in those of y."""
     with localcontext(prec=30):
-        unit = Decimal(1 << (Y_UNIT + _SCALE_SHIFT)) / Decimal((256**2 - 1) // 3).sqrt()
+        unit = Decimal((1 << (Y_UNIT + _SCALE_SHIFT)) // LEVEL_UNIT)
         values = [(1 + s).sqrt() * unit for s in _octave_powers(S_MIN, S_MAX)]
         return np.array([int(v.to_integral_value()) for v in values], dtype=np.int64)
 
 
 def candidates(g: I64, s_index: I64) -> I64:
-    """Values √(1 + s)·g/G_STD in units of 2**-12; g as the trellis gives it."""
+    """Values √(1 + s)·g/LEVEL_UNIT in units of 2**-12; g as the trellis gives it."""
     scaled = g * candidate_scales()[s_index - S_MIN]
     return (scaled + (1 << (_SCALE_SHIFT - 1))) >> _SCALE_SHIFT
 

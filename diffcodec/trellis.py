@@ -1,15 +1,17 @@
 """The random trellis code: bits → values that look like draws from q, chosen from draws of p.
 
 Sender and receiver share an endless random codebook.  The decoder's state is the last 32 bits
-of the stream (a bit-shift trellis); coefficient i shifts in k_i new bits and then reads
+of the stream (a bit-shift trellis).  Coefficient i shifts in k_i new bits; those that follow and
+take none are of the same *run*, and eight at a time they have one hashed word of its state,
 
-    g_i = ± byte_sum(mix((state | 1) ^ key_i)),        an integer, nearly N(0, G_STD²),
+    mix((state | 1) ^ key_j),                          j being the first of the eight,
 
-the sign being that of the latest bit, + for 1: of two paths that differ in it alone, one always
-lies towards the shift.  The channel scales g_i to a candidate value of p = N(0, 1 + s_i).  The
-receiver only slides a window over the bits.  The sender searches the bits for which the values
-lie close to the shifts d_i it wants to convey, that is for which log q − log p of the whole
-sequence is large.
+a nibble each, from the lowest on, which chooses one of the sixteen LEVELS: nearly a draw from
+N(0, LEVEL_UNIT²).  It is negated if the state's latest bit is 0: of two paths that differ in that
+alone, one always lies towards the shifts.  The channel scales g_i to a candidate value of
+p = N(0, 1 + s_i).  The receiver only slides a window over the bits.  The sender searches the bits
+for which the values lie close to the shifts d_i it wants to convey, that is for which
+log q − log p of the whole sequence is large.
 
 Invariants
 * bits are used most significant first; state_i = the 32 bits that end at bit K_i = lead +
@@ -24,11 +26,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from diffcodec.noise import byte_sum, mix
-from diffcodec.paths import HOPELESS, LANES, branch, stay
-
-G_STD = (4 * (256**2 - 1) / 12) ** 0.5
-"""Standard deviation of g: four independent uniform bytes."""
+from diffcodec.noise import mix
+from diffcodec.paths import HOPELESS, LANES, NIBBLES, bits_set, fork
+from diffcodec.tables import LEVELS
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
@@ -52,11 +52,23 @@ def states(bits: NDArray[np.uint8], ends: I64, initial: int) -> U32:
     return ((window >> shift) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
+def places(ends: I64) -> I64:
+    """How many coefficients of its run come before each; ``ends`` = K_i, ascending."""
+    numbers = np.arange(len(ends))
+    begins = np.diff(ends, prepend=-1) > 0
+    return numbers - np.maximum.accumulate(np.where(begins, numbers, 0))
+
+
 def decode(bits: NDArray[np.uint8], ends: I64, keys: U32, initial: int) -> I64:
-    """The receiver: g for every coefficient, int64 in −510…510."""
-    state = states(bits, ends, initial)
+    """The receiver: g for every coefficient, int64 in −264…264.
+
+    bits: uint8 [K] of 0/1; ends: K_i, ascending, all ≤ K; keys: uint32 [n]; initial: uint32 state.
+    """
+    state, place = states(bits, ends, initial), places(ends)
+    key = keys[np.arange(len(ends)) - place % NIBBLES]
+    words = mix((state | np.uint32(1)) ^ key).astype(np.int64)
     sign = 2 * (state & np.uint32(1)).astype(np.int64) - 1
-    return sign * byte_sum(mix((state | np.uint32(1)) ^ keys))
+    return sign * LEVELS[words >> 4 * (place % NIBBLES) & 15]
 
 
 @njit(nogil=True, cache=True)
@@ -92,7 +104,7 @@ def _threshold(values, wanted):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _limit(count, paths, keep, k, key, away, towards, some, children):  # type: ignore[no-untyped-def]
+def _limit(count, paths, keep, k, costs, keys, some, children, marks):  # type: ignore[no-untyped-def]
     """Cost that about ``keep`` of the children of all paths do not exceed.
 
     Estimated from those of a sample of the paths, evenly spread: how many survive may wander a
@@ -105,28 +117,29 @@ def _limit(count, paths, keep, k, key, away, towards, some, children):  # type: 
     n = 0
     for p in range(0, count, stride):
         some[0][n] = paths[0][p]
-        some[2][n] = paths[2][p]
+        some[1][n] = paths[1][p]
         n += 1
-    some[2][n : n + LANES] = HOPELESS
+    some[1][n : n + LANES] = HOPELESS
     taken, room = 0, len(children[0]) - LANES
     for pair in range(1 << (k - 1)):
-        taken = branch(n, some, pair, k, key, away, towards, no_limit, children, taken, room)
-    return _threshold(children[2][:taken], taken * keep / (count << k))
+        taken = fork(n, some, pair, k, costs, keys, no_limit, children, taken, room, marks)
+    return _threshold(children[1][:taken], taken * keep / (count << k))
 
 
 @njit(nogil=True, cache=True)
 def _empty_paths(room):  # type: ignore[no-untyped-def]
-    """State, origin and cost of so many paths."""
-    return np.empty(room, np.uint32), np.zeros(room, np.int32), np.empty(room, np.float32)
+    """State and cost of so many paths."""
+    return np.empty(room, np.uint32), np.empty(room, np.float32)
 
 
 @njit(nogil=True, cache=True)
-def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
+def _part_twins(count, paths):  # type: ignore[no-untyped-def]
     """Make the twins of the cheapest path hopeless, and its cost 0: only differences count.
 
     Paths whose last 32 bits agree have the same future; without this they could crowd out
     every other path, for good.
     """
+    state, cost = paths
     best = 0
     for p in range(count):
         if cost[p] < cost[best]:
@@ -138,80 +151,110 @@ def _part_twins(count, state, cost):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _price(away, towards, levels, costs):  # type: ignore[no-untyped-def]
+    """What the nibbles of a run's coefficients cost, for a path that ends in 1 and in 0: float32
+    [., 2, 16].  See ``paths`` for away and towards."""
+    for i in range(len(away)):
+        for n in range(16):
+            costs[i, 0, n] = levels[n] * (away[i] * levels[n] - towards[i])
+        for n in range(16):
+            costs[i, 1, n] = costs[i, 0, 15 - n]
+
+
+@njit(nogil=True, cache=True)
+def _parent(marks, child, count):  # type: ignore[no-untyped-def]
+    """(place among ``count`` parents, its last bits) of one of their children, as marked."""
+    vectors = (count + LANES - 1) // LANES
+    at = 0
+    own = bits_set(marks[at])
+    while child >= own:
+        child -= own
+        at += 1
+        own = bits_set(marks[at])
+    lane = 0
+    while child > 0 or not marks[at] >> np.uint32(lane) & np.uint32(1):
+        child -= np.int64(marks[at] >> np.uint32(lane) & np.uint32(1))
+        lane += 1
+    pair, vector = at // vectors, at % vectors
+    return vector * LANES + lane % LANES, 2 * pair + (1 if lane < LANES else 0)
+
+
+@njit(nogil=True, cache=True)
+def _read_back(marks, first, counts, k, child, lead):  # type: ignore[no-untyped-def]
+    """The bits of a path: of the parent of its parent …, and its own last ones."""
+    bits = np.empty(lead + k.sum(), np.uint8)
+    place = len(bits)
+    for step in range(len(k) - 1, -1, -1):
+        child, last = _parent(marks[first[step] :], child, counts[step])
+        for b in range(k[step]):
+            place -= 1
+            bits[place] = last >> b & 1
+    for _ in range(lead):
+        place -= 1
+        bits[place] = child & 1
+        child >>= 1
+    return bits
+
+
+@njit(nogil=True, cache=True)
 def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignore[no-untyped-def]
     """The sender: M-algorithm search for the stream that best conveys ``d``.
 
-    d: float32 [n], shifts; scale: float32 [n], √(1+s)/G_STD; penalty: float32 [n],
+    d: float32 [n], shifts; scale: float32 [n], √(1+s)/LEVEL_UNIT; penalty: float32 [n],
     1/(2(1+s)); k: int64 [n], bits per coefficient, each ≤ 31; keys: uint32 [n];
     initial: uint32 state; lead: bits before the first coefficient, ≤ 31; survivors: M.
     Returns uint8 [lead + Σk] of 0/1.
 
-    Every ≤ 32 bits all survivors' states are stored with a pointer to their ancestor in the
-    previous store, which is all that is needed to read the best path back.
+    The children of all paths are looked at after the whole run to which their own bits lead; the
+    cheapest survive.  Which they are is marked: that is all it takes to read the best path back.
     """
-    n = len(d)
-    total_bits = lead
-    widest = 0
-    for i in range(n):
-        total_bits += k[i]
-        widest = max(widest, k[i])
+    starts: I64 = np.flatnonzero(k)
+    own = k[starts]
+    ahead = max(lead - 1, 0)
+    if lead > 0:  # the last bit ahead parts the paths on which the first coefficients are
+        starts = np.append(np.zeros(1, np.int64), starts)
+        own = np.append(np.ones(1, np.int64), own)
+    if len(own) == 0:
+        return np.zeros(0, np.uint8)
+    stops = np.append(starts[1:], len(d))
+    widest = own.max()
+    longest = (stops - starts).max()
     # The survivors' number wanders; the children of a sample all fit.
     most = max(survivors + survivors // 4 + 4 * LANES, 1 << lead)
     room = max(most, 2 * _SAMPLE, 2 * LANES << widest) + 4 * LANES
     paths, spare = _empty_paths(room), _empty_paths(room)
     some = _empty_paths(_SAMPLE + 2 * LANES)
-    stores = total_bits // max(1, 32 - widest) + 2
-    kept_state = np.empty((stores, most), np.uint32)
-    kept_origin = np.empty((stores, most), np.int32)
-    kept_bits = np.zeros(stores, np.int64)
-    count = 1 << lead
-    for p in range(count):
-        paths[0][p] = np.uint32(np.uint32(initial * np.uint32(count)) | np.uint32(p))
-    paths[2][:count] = 0.0
-    paths[2][count : count + LANES] = HOPELESS
-    stored = 0
-    pending = lead
+    pairs = np.int64(0)
+    for bits in own:
+        pairs += np.int64(1) << (bits - 1)
+    marks = np.empty(pairs * (room // LANES), np.uint32)
+    first = np.empty(len(own), np.int64)
+    counts = np.empty(len(own), np.int64)
+    costs = np.empty((longest, 2, 16), np.float32)
+    levels = LEVELS.astype(np.float32)
     away = (np.float32(0.5) - penalty) * scale * scale
     towards = d * scale
-    parting: I64 = np.flatnonzero(k)
-    done = 0
-    for i in parting:
-        stay(done, i, count, paths, keys, away, towards)
-        done = i + 1
-        if pending + k[i] > 32:
-            kept_state[stored, :count] = paths[0][:count]
-            kept_origin[stored, :count] = paths[1][:count]
-            kept_bits[stored] = pending
-            stored += 1
-            pending = 0
-            _part_twins(count, paths[0], paths[2])
-            for p in range(count):
-                paths[1][p] = p
-        pending += k[i]
-        own = (k[i], keys[i], away[i], towards[i])
-        threshold = _limit(count, paths, survivors, *own, some, spare)
+    count = np.int64(1) << ahead
+    for p in range(count):
+        paths[0][p] = np.uint32(np.uint32(initial * np.uint32(count)) | np.uint32(p))
+    paths[1][:count] = 0.0
+    paths[1][count : count + LANES] = HOPELESS
+    at, since = 0, ahead
+    for step in range(len(own)):
+        since += own[step]
+        if since > 32:
+            _part_twins(count, paths)
+            since = own[step]
+        run = slice(starts[step], stops[step])
+        priced = costs[: stops[step] - starts[step]]
+        _price(away[run], towards[run], levels, priced)
+        given = own[step], priced, keys[run]
+        limit = _limit(count, paths, survivors, *given, some, spare, marks[at:])
         kept = 0
-        for pair in range(1 << (k[i] - 1)):
-            kept = branch(count, paths, pair, *own, threshold, spare, kept, most)
+        first[step], counts[step] = at, count
+        for pair in range(1 << (own[step] - 1)):
+            kept = fork(count, paths, pair, *given, limit, spare, kept, most, marks[at:])
+            at += (count + LANES - 1) // LANES
         count = kept
         paths, spare = spare, paths
-    stay(done, n, count, paths, keys, away, towards)
-    state, origin, cost = paths
-    best: int = 0
-    for p in range(count):
-        if cost[p] < cost[best]:
-            best = p
-    bits = np.empty(total_bits, np.uint8)
-    place = total_bits
-    word = state[best]
-    ancestor = origin[best]
-    for b in range(pending):
-        place -= 1
-        bits[place] = (word >> np.uint32(b)) & np.uint32(1)
-    for store in range(stored - 1, -1, -1):
-        word = kept_state[store, ancestor]
-        for b in range(kept_bits[store]):
-            place -= 1
-            bits[place] = (word >> np.uint32(b)) & np.uint32(1)
-        ancestor = kept_origin[store, ancestor]
-    return bits
+    return _read_back(marks, first, counts, own, np.argmin(paths[1][:count]), ahead)

@@ -16,7 +16,6 @@ from diffcodec.container import (
     MAX_PIXELS,
     MAX_SEED,
     MAX_SIDE,
-    READABLE,
     Header,
     LayerReader,
     Writer,
@@ -52,7 +51,6 @@ headers = st.builds(
     float_arithmetic=st.booleans(),
     chunks=st.booleans(),
     trailer=st.booleans(),
-    version=st.sampled_from(READABLE),
 ).flatmap(lambda h: st.sampled_from([h, replace(h, grey=True, planes=True)]))
 
 
@@ -88,13 +86,13 @@ def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPa
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd612000010203")
+    start = bytes.fromhex("dd712000010203")
     assert PLAIN.encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd66"  # version 6, flags grey and options
+            "dd76"  # version 7, flags grey and options
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "00010203"
@@ -109,7 +107,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[1:3].hex() == "6770"  # version 6, flags square, grey, options
+    assert options.encode()[1:3].hex() == "7770"  # version 7, flags square, grey, options
 
 
 @given(headers)
@@ -159,17 +157,18 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
         (b"\xdd", "ends inside its header"),
         (MAGIC, "ends inside its header"),
         (MAGIC + b"\x20", "version 2"),
-        (MAGIC + b"\x70", "version 7 .* versions 5 to 6"),
+        (MAGIC + b"\x80", "version 8 .* reads version 7"),
+        (MAGIC + b"\x60", "version 6 .* the diffcodec that wrote it"),
         (MAGIC + b"\x40", "version 4"),
         (MAGIC + b"\x00", "version 0"),
         (MAGIC + b"C\x11", "version 1"),
-        (MAGIC + b"\x58", "more than this version knows"),
-        (MAGIC + b"\x54\x80", "more than this version knows"),
-        (MAGIC + b"\x54\x40", "more than this version knows"),  # one plane for three, not grey
-        (MAGIC + b"\x50\x00", "width is 0"),
-        (MAGIC + b"\x50\x01\x00", "height is 0"),
-        (MAGIC + b"\x50\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
-        (MAGIC + b"\x51\x20\xfe", "model number 254"),
+        (MAGIC + b"\x78", "more than this version knows"),
+        (MAGIC + b"\x74\x80", "more than this version knows"),
+        (MAGIC + b"\x74\x40", "more than this version knows"),  # one plane for three, not grey
+        (MAGIC + b"\x70\x00", "width is 0"),
+        (MAGIC + b"\x70\x01\x00", "height is 0"),
+        (MAGIC + b"\x70\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"\x71\x20\xfe", "model number 254"),
     ],
 )
 def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
@@ -178,7 +177,7 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    start = MAGIC + b"\x55\x01\x08\0" + FINGERPRINT + b"\xfe"
+    start = MAGIC + b"\x75\x01\x08\0" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
         read_header(start + bytes([crc8(start)]))
 
@@ -203,13 +202,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x55\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x75\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x55\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
+    start = MAGIC + b"\x75\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 
@@ -275,12 +274,13 @@ def skimmed(content: bytes, strips: int) -> LayerReader:
 
 
 codes = st.lists(st.binary(max_size=300), min_size=3, max_size=3)
-headers_of_both = st.builds(
-    replace, st.sampled_from([SMALL_ONE, LARGE_ONE]), version=st.sampled_from(READABLE)
+
+
+@given(
+    codes,
+    st.lists(st.binary(max_size=300), min_size=1, max_size=3),
+    st.sampled_from([SMALL_ONE, LARGE_ONE]),
 )
-
-
-@given(codes, st.lists(st.binary(max_size=300), min_size=1, max_size=3), headers_of_both)
 def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Header) -> None:
     content = written(codes, strips, header)
     found = reader(content)
@@ -293,7 +293,7 @@ def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Head
         strip = found.strip()
         assert strip is not None
         assert (strip.code, strip.whole) == (code, True)
-        short = header.version > 5 and header.width == 8
+        short = header.width == 8
         check = binascii.crc32(b"pixels of " + code)
         assert strip.check == (check & 0xFFFF if short else check)
     assert found.at_end
@@ -308,11 +308,9 @@ def test_layers_round_trip(codes: list[bytes], strips: list[bytes], header: Head
 
 def test_small_pictures_spend_nothing_on_lengths_and_little_on_checks() -> None:
     codes, strips = [b"a" * 9, b"b" * 300, b""], [b"strip"]
-    old = replace(SMALL_ONE, version=5)
-    contents = [written(codes, strips, header) for header in (old, SMALL_ONE, LARGE_ONE)]
+    contents = [written(codes, strips, header) for header in (SMALL_ONE, LARGE_ONE)]
     bodies = [len(content) - read_header(content)[1] for content in contents]
-    assert bodies[2] - bodies[0] == (1 + 2 + 1) + 2
-    assert bodies[0] - bodies[1] == 2
+    assert bodies[1] - bodies[0] == (1 + 2 + 1) + 2 + 2
     assert Header(64, 64, FINGERPRINT, PLAN).has_lengths is False
     assert Header(64, 65, FINGERPRINT, PLAN).has_lengths is True
 

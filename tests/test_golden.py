@@ -9,7 +9,7 @@ import pytest
 from make_golden import FOLDERS, GOLDEN, digests, pictures
 
 import diffcodec
-from diffcodec.container import VERSION, read_header
+from diffcodec.container import read_header
 from diffcodec.model import Model, read_model
 from diffcodec.plans import ALL
 
@@ -43,11 +43,9 @@ def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> No
         name: read_header((folder / f"{name}.ddc").read_bytes())[0] for name in KNOWN[version]
     }
     assert {h.grey for h in headers.values()} == {False, True}
-    assert len({h.plan for h in headers.values()}) == (8 if version == VERSION else 3)
-    assert {h.plan.mirrored for h in headers.values()} == (
-        {0, 4, ALL} if version == VERSION else {0, ALL}
-    )
-    assert {h.plan.adaptive for h in headers.values()} == ({0, 1, 2} if version == VERSION else {0})
+    assert len({h.plan for h in headers.values()}) == 8
+    assert {h.plan.mirrored for h in headers.values()} == {0, 4, ALL}
+    assert {h.plan.adaptive for h in headers.values()} == {0, 1, 2}
     assert max(h.seed for h in headers.values()) == (1 << 32) - 1
     assert headers["strips"].height > 64
     assert {h.has_lengths for h in headers.values()} == {False, True}

@@ -93,14 +93,13 @@ def test_transparency_and_metadata(  # type: ignore[no-untyped-def]
     assert shown.metadata.get(5, b"") == metadata.xmp
 
 
+CUT = ["colour", "grey", "strips", "alpha", "mirrored"]
+CUT += ["adaptive", "adaptive-around", "mirrored-last"]
+
+
 @pytest.mark.parametrize(
     ("version", "name"),
-    [
-        *product(sorted(KNOWN), ["colour", "grey", "strips", "alpha", "mirrored"]),
-        (6, "adaptive"),
-        (6, "adaptive-around"),
-        (6, "mirrored-last"),
-    ],
+    list(product(sorted(KNOWN), CUT)),
 )
 def test_cut_files(  # type: ignore[no-untyped-def]
     reference: ModuleType, network, golden: Model, name: str, version: int

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from diffcodec.tables import (
+    LEVEL_UNIT,
+    LEVELS,
     OCTAVE,
     RATE_UNIT,
     S_MAX,
@@ -18,7 +21,6 @@ from diffcodec.tables import (
     rates,
     scale_levels,
 )
-from diffcodec.trellis import G_STD
 
 INDEX = np.arange(S_MIN, S_MAX + 1)
 
@@ -29,12 +31,22 @@ def test_rates_are_half_the_log_of_the_variance() -> None:
 
 
 def test_candidates_have_the_prior_s_deviation() -> None:
-    g = np.array([-510, -1, 0, 1, 300, 510])
+    g = np.array([-264, -1, 0, 1, 200, 264])
     for index in (S_MIN, -8, 0, 24, S_MAX):
-        exact = np.sqrt(1.0 + 2.0 ** (index / OCTAVE)) * g / G_STD * (1 << Y_UNIT)
+        exact = np.sqrt(1.0 + 2.0 ** (index / OCTAVE)) * g / LEVEL_UNIT * (1 << Y_UNIT)
         found = candidates(g, np.full(len(g), index))
         # The table is rounded to 2**-21 of a unit of g, the value to half of 2**-12.
-        np.testing.assert_allclose(found, exact, atol=0.5 + 510 / 512)
+        np.testing.assert_allclose(found, exact, atol=0.5 + 264 / 512)
+
+
+def test_levels_stand_for_a_gaussian() -> None:
+    """Ascending, symmetric, of the stated mean square to the last digit; near its quantiles."""
+    assert np.mean(LEVELS**2) == LEVEL_UNIT**2
+    np.testing.assert_array_equal(LEVELS, -LEVELS[::-1])
+    assert (np.diff(LEVELS) > 0).all()
+    places = [NormalDist().inv_cdf((i + 0.2) / 15.4) for i in range(16)]
+    spread = np.sqrt(np.mean(np.square(places)))
+    np.testing.assert_allclose(LEVELS / LEVEL_UNIT, places / spread, atol=1.5 / LEVEL_UNIT)
 
 
 def test_phi_is_the_normal_distribution() -> None:
@@ -59,5 +71,5 @@ def test_golden_values() -> None:
 
 
 RATES = [12, 2044, 32768, 103872, 393228]
-CANDIDATES = [3919, -2374]
+CANDIDATES = [4525, -2742]
 PHI = [0.15865525393141794, 0.5, 0.6179112828518437]

@@ -200,7 +200,6 @@ def _made_up(rng: Random, height: int, width: int, plan: Plan) -> bytes:
         float_arithmetic=rng.random() < 0.2,
         chunks=bool(front),
         trailer=bool(trailer),
-        version=rng.choice(container.READABLE),
     )
     writer = Writer(header, front)
     for _ in plan.layers:

@@ -23,7 +23,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, localcontext
 from functools import cache
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ PLANS = {
     0: Plan((680, 450, 290, 180, 115, 70, 40, 22, 11, 6, 4, 2, 1), 134, 6),
     1: Plan((680, 290, 140, 70, 40, 25, 15, 9, 6, 4, 2, 1), 134, 1),
     2: Plan((680, 330, 190, 120, 80, 54, 36, 23, 13, 7, 4, 2, 1), 130, 6),
-    3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 134, 1),
+    3: Plan((680, 450, 290, 180, 115, 70, 45, 28, 18, 13, 9, 6, 4, 3, 2, 1), 131, 1),
     4: Plan((680, 400, 260, 170, 115, 80, 56, 39, 26, 17, 11, 8, 6, 4, 3, 2, 1), 130, 6),
 }
 PLANS |= {n: replace(PLANS[same], mirrored=1000) for n, same in ((5, 4), (6, 3), (7, 0))}
@@ -151,6 +151,8 @@ NUMBERED_MODELS = {
     **{number: (bytes.fromhex("56b59e"), number + 3) for number in range(15, 21)},
     **{number: (bytes.fromhex("741d91"), number - 3) for number in range(21, 27)},
     **{number: (bytes.fromhex("fd72fb"), number - 9) for number in range(27, 33)},
+    33: (bytes.fromhex("aac467"), 12),
+    34: (bytes.fromhex("aac467"), 5),
 }
 """Fingerprint and own plan (§8)."""
 
@@ -170,7 +172,6 @@ class Header:
     float_arithmetic: bool
     chunks: bool
     trailer: bool
-    version: int
 
 
 def read_header(content: bytes) -> tuple[Header, int]:
@@ -195,7 +196,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         if take() != b"\xdd":
             raise RefusedError("no .ddc file")
         flags = take()[0]
-        if flags >> 4 not in {5, 6}:
+        if flags >> 4 != 7:
             raise RefusedError(f"version {flags >> 4}")
         options = take()[0] if flags & 4 else 0
         grey, planes = bool(flags & 2), bool(options & 64)
@@ -231,7 +232,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
     except (EndOfFileError, UnicodeDecodeError) as e:
         raise RefusedError("the header is cut or damaged") from e
     booleans = (bool(options & bit) for bit in (4, 16, 32))
-    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans, flags >> 4)
+    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans)
     return what, place
 
 
@@ -708,17 +709,16 @@ def segments(height: int, width: int) -> list[Array]:
 
 
 @cache
-def tables() -> tuple[Array, Array, Array]:
-    """rate, scale and escape for s = −96 … 96."""
+def tables() -> tuple[Array, Array]:
+    """rate and scale for s = −96 … 96."""
     rate, scale = [], []
     with localcontext(prec=40):
         two = Decimal(2)
         for s in range(-96, 97):
             total = 1 + two ** (Decimal(s) / 8)
             rate.append(round((1 << 16) * total.ln() / two.ln() / 2))
-            scale.append(round((1 << 20) * (total / 21845).sqrt()))
-    scales = np.array(scale, np.int64)
-    return np.array(rate, np.int64), scales, 2 * (scales * 37837 + (1 << 15) >> 16)
+            scale.append(round((1 << 13) * total.sqrt()))
+    return np.array(rate, np.int64), np.array(scale, np.int64)
 
 
 @dataclass(frozen=True)
@@ -759,6 +759,16 @@ def read_scale(bits: Bits) -> tuple[int, bool]:
     return j, escapes
 
 
+LEVELS = [-264, -167, -125, -96, -72, -50, -29, -11, 11, 29, 50, 72, 96, 125, 167, 264]
+
+
+def run_values(state: int, keys: list[int]) -> list[int]:
+    """g of the coefficients of one run, whose keys these are."""
+    words = [mix((state | 1) ^ k) for k in keys[::8]]
+    nibbles = [words[i // 8] >> 4 * (i % 8) & 15 for i in range(len(keys))]
+    return [LEVELS[n] if state & 1 else -LEVELS[n] for n in nibbles]
+
+
 def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Received, int]:
     """(y, place after the code that begins at ``place``)."""
     n = len(segment.s)
@@ -789,13 +799,15 @@ def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Recei
 
     string = key(segment.key, 3) << present | bits.number(present)
     use = np.flatnonzero((rate > 0) & (ends <= present))
-    state = np.array([string >> present - int(ends[i]) & WORD for i in use], np.uint64)
-    g = byte_sum(mix((state | 1) ^ words(key(segment.key, 2), n)[use]))
-    g = np.where(state & 1 == 1, g, -g)
-    _, scale, escape = tables()
+    coded = np.flatnonzero(rate)[: len(use)]
+    keys = words(key(segment.key, 2), n)[coded].tolist()
+    g: list[int] = []
+    for end, run in groupby(coded.tolist(), lambda i: int(ends[i])):
+        g += run_values(string >> present - end & WORD, keys[len(g) :][: len(list(run))])
+    _, scale = tables()
     y = fill if whole else np.zeros(n, np.int64)
-    y[use] = g * scale[s[use] + 96] + 128 >> 8
-    y += corrections * escape[s + 96]
+    y[use] = np.array(g, np.int64) * scale[s[use] + 96] + 128 >> 8
+    y += corrections * scale[s + 96]
     certain = np.full(n, whole)
     certain[use] = True
     return Received(y, certain, whole), place + (size // 8 if whole else len(bits.content))
@@ -937,11 +949,11 @@ class Strip:
     mean: Array
     scale: Array
     coefs: Array
-    rounds: bool
 
-    def divide(self, a: Array, n: int) -> Array:
-        """a / n, rounded from version 6 on and rounded down in version 5."""
-        return (a + n // 2) // n if self.rounds else a // n
+
+def divide(a: Array, n: int) -> Array:
+    """a / n, halves rounded upwards."""
+    return (a + n // 2) // n
 
 
 class Lessons:
@@ -1006,7 +1018,7 @@ def decode_strip(
     mean = strip.mean.copy()
     _, h, w = mean.shape
     if grey:
-        mean[1] = strip.divide(mean.sum(axis=0), 3)
+        mean[1] = divide(mean.sum(axis=0), 3)
     coder = RangeDecoder(message)
     limit = math.inf if whole else 8 * len(message) - 40
     levels, certain = np.zeros_like(mean), np.zeros(mean.shape, bool)
@@ -1027,12 +1039,12 @@ def decode_strip(
             z = np.concatenate([around, here])
             plain, scale = mean[c][own], strip.scale[c][own] - (6 if grey else 0)
             if c == 0:
-                plain = plain + strip.divide(strip.coefs[0] * rho[1], 64)[own]
+                plain = plain + divide(strip.coefs[0] * rho[1], 64)[own]
             if c == 2:
                 both = strip.coefs[1] * rho[1] + strip.coefs[2] * rho[0]
-                plain = plain + strip.divide(both, 64)[own]
+                plain = plain + divide(both, 64)[own]
             scale = np.clip(scale, -24, 56)
-            corrected = plain + strip.divide(lessons.n[k, c] @ z, 1024)
+            corrected = plain + divide(lessons.n[k, c] @ z, 1024)
             wider = np.clip(scale + lessons.e[k, c][(scale + 24) // 2], -24, 56)
             found = decode_channel(coder, corrected, wider, limit)
             levels[c][own], certain[c][own] = found
@@ -1345,7 +1357,6 @@ def receive_strips(
     x0_hat = network.schedule.predict_x0(x, t, out.eps, grey)
     shown, means = to_levels(x0_hat), np.rint((x0_hat + 1.0) * 2040).astype(np.int64)
     scales = out.scale_index + network.schedule.sigma_index(t)
-    rounds = header.version > 5
     expected = expected_length(header, reader.place - reader.first)
     check_bytes = 4 if expected is None else 2
     learns = header.plan.passes == 4 and header.width * header.height > 4096
@@ -1367,7 +1378,7 @@ def receive_strips(
         if begin > len(content):
             return shown, False
         whole, rows = len(payload) == length, np.s_[:, top:end]
-        strip = Strip(means[rows], scales[rows], out.coefs[rows], rounds)
+        strip = Strip(means[rows], scales[rows], out.coefs[rows])
         levels, certain = decode_strip(payload, strip, grey, lessons, whole)
         shown[rows] = np.where(certain, levels, shown[rows])
         if not whole:
@@ -1383,7 +1394,7 @@ def receive_strips(
 def expected_length(header: Header, steps: int) -> int | None:
     """E of §4 after so many bytes of layers of steps, None where lengths are told as they are."""
     area = header.width * header.height
-    if header.version == 5 or area > 4096:
+    if area > 4096:
         return None
     values = area * (1 if header.grey else 3)
     return (steps // 3 + values // 48) // -(-header.height // 64)
