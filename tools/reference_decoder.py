@@ -782,6 +782,8 @@ def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Recei
         if has_escapes:
             bits.align()
             m, start = varint(bits.content, bits.place // 8)
+            if m > 8 * (n + 2):
+                raise RefusedError("corrections that are too long")
             if start + m > len(bits.content):
                 return nothing
             corrections = read_escapes(bits.content[start : start + m], n)
