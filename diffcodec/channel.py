@@ -31,6 +31,7 @@ from diffcodec.bits import BitReader, BitWriter
 from diffcodec.entropy import decode_escapes, encode_escapes
 from diffcodec.errors import FormatError
 from diffcodec.noise import counter_hash, derive_key, permutation, shared_normal
+from diffcodec.paths import LANES
 from diffcodec.tables import OCTAVE, RATE_UNIT, S_MAX, S_MIN, Y_UNIT
 
 F64 = NDArray[np.float64]
@@ -58,6 +59,10 @@ MAX_ESCAPE_BYTES = 8
 
 SEARCH_LIMIT = 1 << 22
 """The sender never looks at more candidates than this for one coefficient."""
+
+MARK_LIMIT = 1 << 28
+"""Nor does it take more bytes than this to read the best path of a segment back: 87,381 survivors
+where 12,288 coefficients take a bit each, more where they take less, fewer where they take more."""
 
 LEAD = 7
 """Bits of a segment that come before its first coefficient.
@@ -258,7 +263,6 @@ def send_segment(
     if coded.any():
         lead = min(bits, LEAD)
         k = np.diff(ends[coded], prepend=lead)
-        widest = k.max()
         found = trellis.search(
             rest[coded].astype(np.float32),
             (np.sqrt(spread[coded]) / tables.LEVEL_UNIT).astype(np.float32),
@@ -267,12 +271,19 @@ def send_segment(
             deal.keys[coded],
             np.uint32(deal.initial),
             lead,
-            min(survivors, SEARCH_LIMIT >> int(widest)),
+            affordable_survivors(survivors, k),
         )
         path[: len(found)] = found
     writer.write_array(path)
     y = _conveyed(deal, deal.base, path, ends, coded, s_scaled, counts)
     return writer.getvalue(), Received(_back(deal, y), True, np.ones(len(d), dtype=bool))
+
+
+def affordable_survivors(wanted: int, k: I64) -> int:
+    """As many survivors, or as few as the limits allow where coefficients take k bits, [n]."""
+    marks = trellis.mark_words(k) * 4  # bytes for every LANES of them
+    affordable = min(SEARCH_LIMIT >> int(k.max()), LANES * (MARK_LIMIT // max(marks, 1)))
+    return max(1, min(wanted, affordable))
 
 
 def escape_steps(s_index: I64) -> I64:

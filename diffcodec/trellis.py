@@ -197,6 +197,17 @@ def _read_back(marks, first, counts, k, child, lead):  # type: ignore[no-untyped
 
 
 @njit(nogil=True, cache=True)
+def mark_words(k):  # type: ignore[no-untyped-def]
+    """Words that mark the surviving children of every LANES paths, where coefficients take k bits
+    each, int64 [n]: one for every pair that differs in its last bit alone."""
+    words = np.int64(0)
+    for bits in k:
+        if bits > 0:
+            words += np.int64(1) << (bits - 1)
+    return words
+
+
+@njit(nogil=True, cache=True)
 def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignore[no-untyped-def]
     """The sender: M-algorithm search for the stream that best conveys ``d``.
 
@@ -224,10 +235,8 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
     room = max(most, 2 * _SAMPLE, 2 * LANES << widest) + 4 * LANES
     paths, spare = _empty_paths(room), _empty_paths(room)
     some = _empty_paths(_SAMPLE + 2 * LANES)
-    pairs = np.int64(0)
-    for bits in own:
-        pairs += np.int64(1) << (bits - 1)
-    marks = np.empty(pairs * (room // LANES), np.uint32)
+    marks = np.empty(mark_words(own) * ((most + LANES - 1) // LANES), np.uint32)
+    scratch = np.empty(_SAMPLE // LANES + 2, np.uint32)
     first = np.empty(len(own), np.int64)
     counts = np.empty(len(own), np.int64)
     costs = np.empty((longest, 2, 16), np.float32)
@@ -249,7 +258,7 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
         priced = costs[: stops[step] - starts[step]]
         _price(away[run], towards[run], levels, priced)
         given = own[step], priced, keys[run]
-        limit = _limit(count, paths, survivors, *given, some, spare, marks[at:])
+        limit = _limit(count, paths, survivors, *given, some, spare, scratch)
         kept = 0
         first[step], counts[step] = at, count
         for pair in range(1 << (own[step] - 1)):

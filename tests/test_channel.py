@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 
 from diffcodec.channel import (
     ESCAPE_AT,
+    MARK_LIMIT,
     NEGLIGIBLE,
+    SEARCH_LIMIT,
+    affordable_survivors,
     choose_scale,
     receive_segment,
     segment_size,
     send_segment,
 )
 from diffcodec.errors import FormatError
+from diffcodec.paths import LANES
+from diffcodec.plans import EFFORTS
 from diffcodec.tables import OCTAVE, S_MAX, S_MIN, Y_UNIT
+from diffcodec.trellis import mark_words
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -220,3 +226,25 @@ def test_the_last_coefficient_is_conveyed_too() -> None:
         d = np.array([20.0 if key % 2 else -20.0])
         _, sent = send_segment(d, np.array([80]), key, eta=ETA, survivors=64)
         assert abs(sent.y[0] / ONE - d[0]) < 12.0
+
+
+@given(
+    st.lists(st.integers(0, 13), min_size=1, max_size=300),
+    st.integers(1, 12288),
+    st.integers(1, 200_000),
+)
+def test_what_a_search_takes_is_limited(bits: list[int], repeat: int, wanted: int) -> None:
+    """However many bits the coefficients of a segment take."""
+    k = np.tile(np.array(bits, dtype=np.int64), max(1, repeat // len(bits)))
+    found = affordable_survivors(wanted, k)
+    assert 1 <= found <= wanted
+    children = found << int(k.max())
+    marks = 4 * mark_words(k) * -(-found // LANES)
+    assert found == 1 or (children <= SEARCH_LIMIT and marks <= MARK_LIMIT)
+
+
+def test_usual_efforts_are_affordable() -> None:
+    """For a segment of a photograph in which every third coefficient takes a bit."""
+    k = np.arange(12288) % 3 // 2
+    for search in EFFORTS.values():
+        assert affordable_survivors(search.survivors, k) == search.survivors
