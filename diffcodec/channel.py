@@ -61,7 +61,7 @@ SEARCH_LIMIT = 1 << 22
 """The sender never looks at more candidates than this for one coefficient."""
 
 MARK_LIMIT = 1 << 28
-"""Nor does it take more bytes than this to read the best path of a segment back: 87,381 survivors
+"""Nor does it take more bytes than this to read the best path of a segment back: 87,000 survivors
 where 12,288 coefficients take a bit each, more where they take less, fewer where they take more."""
 
 LEAD = 7

@@ -220,6 +220,12 @@ bits_set: Any = intrinsic(_count_bits)
 
 
 @njit(nogil=True, cache=True)
+def vectors_of(count):  # type: ignore[no-untyped-def]
+    """How many times LANES it takes for so many paths."""
+    return (count + LANES - 1) // LANES
+
+
+@njit(nogil=True, cache=True)
 def fork(count, paths, pair, k, costs, keys, limit, to, n, most, marks):  # type: ignore[no-untyped-def]
     """Keep the cheap children of all paths, 1 ≤ k < 32 bits longer, after the run that follows.
 
@@ -235,7 +241,7 @@ def fork(count, paths, pair, k, costs, keys, limit, to, n, most, marks):  # type
     word, bits, nibbles = np.uint32(k), np.uint32(2 * pair + 1), np.int64(len(costs))
     for p in range(0, count, LANES):
         if n > most - 2 * LANES:
-            marks[p // LANES : (count + LANES - 1) // LANES] = 0
+            marks[p // LANES : vectors_of(count)] = 0
             break
         n = _fork(paths, p, word, bits, costs, nibbles, keys, limit, to, n, marks, p // LANES)
     to[1][n : n + LANES] = HOPELESS

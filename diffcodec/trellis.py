@@ -27,7 +27,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from diffcodec.noise import mix
-from diffcodec.paths import HOPELESS, LANES, NIBBLES, bits_set, fork
+from diffcodec.paths import HOPELESS, LANES, NIBBLES, bits_set, fork, vectors_of
 from diffcodec.tables import LEVELS
 
 U32 = NDArray[np.uint32]
@@ -164,18 +164,17 @@ def _price(away, towards, levels, costs):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _parent(marks, child, count):  # type: ignore[no-untyped-def]
     """(place among ``count`` parents, its last bits) of one of their children, as marked."""
-    vectors = (count + LANES - 1) // LANES
     at = 0
     own = bits_set(marks[at])
     while child >= own:
         child -= own
         at += 1
         own = bits_set(marks[at])
-    lane = 0
+    lane = 0  # of the bit that is set and has ``child`` others below it
     while child > 0 or not marks[at] >> np.uint32(lane) & np.uint32(1):
         child -= np.int64(marks[at] >> np.uint32(lane) & np.uint32(1))
         lane += 1
-    pair, vector = at // vectors, at % vectors
+    pair, vector = at // vectors_of(count), at % vectors_of(count)
     return vector * LANES + lane % LANES, 2 * pair + (1 if lane < LANES else 0)
 
 
@@ -235,7 +234,7 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
     room = max(most, 2 * _SAMPLE, 2 * LANES << widest) + 4 * LANES
     paths, spare = _empty_paths(room), _empty_paths(room)
     some = _empty_paths(_SAMPLE + 2 * LANES)
-    marks = np.empty(mark_words(own) * ((most + LANES - 1) // LANES), np.uint32)
+    marks = np.empty(mark_words(own) * vectors_of(most), np.uint32)
     scratch = np.empty(_SAMPLE // LANES + 2, np.uint32)
     first = np.empty(len(own), np.int64)
     counts = np.empty(len(own), np.int64)
@@ -263,7 +262,7 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
         first[step], counts[step] = at, count
         for pair in range(1 << (own[step] - 1)):
             kept = fork(count, paths, pair, *given, limit, spare, kept, most, marks[at:])
-            at += (count + LANES - 1) // LANES
+            at += vectors_of(count)
         count = kept
         paths, spare = spare, paths
     return _read_back(marks, first, counts, own, np.argmin(paths[1][:count]), ahead)

@@ -805,7 +805,8 @@ def receive_segment(content: bytes, place: int, segment: Segment) -> tuple[Recei
     keys = words(key(segment.key, 2), n)[coded].tolist()
     g: list[int] = []
     for end, run in groupby(coded.tolist(), lambda i: int(ends[i])):
-        g += run_values(string >> present - end & WORD, keys[len(g) :][: len(list(run))])
+        stop = len(g) + len(list(run))
+        g += run_values(string >> present - end & WORD, keys[len(g) : stop])
     _, scale = tables()
     y = fill if whole else np.zeros(n, np.int64)
     y[use] = np.array(g, np.int64) * scale[s[use] + 96] + 128 >> 8
