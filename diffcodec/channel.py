@@ -31,7 +31,7 @@ from diffcodec.bits import BitReader, BitWriter
 from diffcodec.entropy import decode_escapes, encode_escapes
 from diffcodec.errors import FormatError
 from diffcodec.noise import counter_hash, derive_key, permutation, shared_normal
-from diffcodec.paths import LANES
+from diffcodec.prices import LANES
 from diffcodec.tables import OCTAVE, RATE_UNIT, S_MAX, S_MIN, Y_UNIT
 
 F64 = NDArray[np.float64]

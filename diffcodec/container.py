@@ -1,4 +1,4 @@
-"""The .ddc container, version 7: bytes ↔ header and layers, as docs/format.md has them.
+"""The .ddc container, version 8: bytes ↔ header and layers, as docs/format.md has them.
 
 Knows nothing of models or pictures.  Writers and readers stand side by side and walk the fields
 in the order of the specification's table.
@@ -15,12 +15,14 @@ from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import FormatError
 from diffcodec.plans import PLANS, STRIP_ROWS, Plan
 
-MAGIC = b"\xdd"
-VERSION = 7
-VERSION_1 = b"\xddC"
-"""What files of version 1 began with; nobody was given any of versions 1 to 3."""
+MAGIC = b"\xde"
+VERSION = 8
+FORMER_MAGIC, VERSION_1 = b"\xdd", b"\xddC"
+"""What files of versions 1 to 7 began with, and of version 1; nobody was given any of these."""
 
-FLAG_SQUARE, FLAG_GREY, FLAG_OPTIONS = 1, 2, 4
+FLAG_GREY, FLAG_OPTIONS, FLAGS_UNKNOWN = 1, 2, 12
+SIDES_FOLLOW, SIDE_FOLLOWS, SIDE_UNIT = 0, 15, 8
+"""Sizes below the flags: width and height, or one for both, follow; or both are so many units."""
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
 OPTION_CHUNKS, OPTION_TRAILER, OPTION_PLANES, OPTION_UNKNOWN = 16, 32, 64, 128
 """What differs from the default costs a byte of options and its own; the default costs none."""
@@ -36,7 +38,7 @@ EXPLICIT_PLAN = 255
 
 FINGERPRINT_BYTES = 3
 SMALL = 64 * 64
-"""Up to this many pixels layers of steps do without lengths, and but for the first one checks."""
+"""Up to this many pixels layers of steps have no lengths, and header and layers share a check."""
 
 MAX_SIDE = 1 << 20
 MAX_PIXELS = 1 << 28
@@ -102,10 +104,16 @@ class Header:
     def has_check(self, number: int) -> bool:
         """Whether a layer of steps, 0 being the first, ends with a check of the state.
 
-        In a small picture the first one's tells whether sender and receiver compute alike, and
-        the check of the pixels whether they did to the end.
+        In a small picture the first one's tells whether the header is sound and sender and receiver
+        compute alike, and the check of the pixels whether they did to the end.
         """
         return number == 0 or self.has_lengths
+
+    def layer_check(self, header: bytes, check: int) -> int:
+        """The check of a layer of steps after which the state has ``check``; header: as written."""
+        if self.has_lengths:
+            return check
+        return crc8(header + self.fingerprint + bytes([check]))
 
     def encode(self) -> bytes:
         """The header's bytes, check included."""
@@ -126,13 +134,16 @@ class Header:
         options |= OPTION_CHUNKS * self.chunks | OPTION_TRAILER * self.trailer
         options |= OPTION_PLANES * self.planes
         square = self.width == self.height
-        flags = FLAG_SQUARE * square | FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
+        units = self.width // SIDE_UNIT if square and self.width % SIDE_UNIT == 0 else SIDE_FOLLOWS
+        size = min(units, SIDE_FOLLOWS) if square else SIDES_FOLLOW
+        flags = FLAG_GREY * self.grey | FLAG_OPTIONS * bool(options)
         out = bytearray(MAGIC)
-        out.append(VERSION << 4 | flags)
+        out.append(flags << 4 | size)
         if options:
             out.append(options)
-        out += encode_varint(self.width)
-        if not square:
+        if size in (SIDES_FOLLOW, SIDE_FOLLOWS):
+            out += encode_varint(self.width)
+        if size == SIDES_FOLLOW:
             out += encode_varint(self.height)
         out += bytes([listed]) if listed else bytes([UNLISTED]) + self.fingerprint
         if number is None:
@@ -151,7 +162,9 @@ class Header:
             out += encode_varint(self.seed)
         if name:
             out += encode_varint(len(name)) + name
-        return bytes(out) + bytes([_check(bytes(out), listed or UNLISTED)])
+        if self.has_lengths:
+            out.append(_check(bytes(out), listed or UNLISTED))
+        return bytes(out)
 
 
 def _default_plan(model: int) -> int:
@@ -190,22 +203,18 @@ class _Cursor:
 def read_header(content: bytes) -> tuple[Header, int]:
     """(header, number of bytes it takes); FormatError with one line when it is unusable."""
     cursor = _Cursor(content)
-    if content[:1] != MAGIC:
-        raise FormatError("not a .ddc file (it does not begin with the signature DD)")
+    _check_version(content)
     cursor.take(1)
-    first = cursor.take(1)[0]
-    version = 1 if content[:2] == VERSION_1 else first >> 4
-    if version != VERSION:
-        raise FormatError(
-            f"written in version {version} of the format; this program reads version {VERSION}: "
-            "use the diffcodec that wrote it"
-        )
-    options = cursor.take(1)[0] if first & FLAG_OPTIONS else 0
-    grey, planes = bool(first & FLAG_GREY), bool(options & OPTION_PLANES)
-    if first & 8 or options & OPTION_UNKNOWN or (planes and not grey):
+    flags, size = divmod(cursor.take(1)[0], 16)
+    options = cursor.take(1)[0] if flags & FLAG_OPTIONS else 0
+    grey, planes = bool(flags & FLAG_GREY), bool(options & OPTION_PLANES)
+    if flags & FLAGS_UNKNOWN or options & OPTION_UNKNOWN or (planes and not grey):
         raise FormatError("the header is damaged or asks for more than this version knows")
-    width = cursor.varint(1, MAX_SIDE, "the width")
-    height = width if first & FLAG_SQUARE else cursor.varint(1, MAX_SIDE, "the height")
+    width = height = SIDE_UNIT * size
+    if size in (SIDES_FOLLOW, SIDE_FOLLOWS):
+        width = height = cursor.varint(1, MAX_SIDE, "the width")
+    if size == SIDES_FOLLOW:
+        height = cursor.varint(1, MAX_SIDE, "the height")
     number = cursor.take(1)[0]
     fingerprint = _read_fingerprint(cursor, number)
     plan = _read_plan(cursor) if options & OPTION_PLAN else PLANS[_default_plan(number)]
@@ -214,7 +223,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
     if options & OPTION_NAME:
         name = cursor.take(cursor.varint(1, 255, "the length of the model's name"))
     check = _check(content[: cursor.place], number)
-    if cursor.take(1)[0] != check:
+    if width * height > SMALL and cursor.take(1)[0] != check:
         raise FormatError("the header is damaged (its check does not match)")
     if width * height > MAX_PIXELS:
         raise FormatError(f"the picture of {width}x{height} is larger than {MAX_PIXELS} pixels")
@@ -236,6 +245,17 @@ def read_header(content: bytes) -> tuple[Header, int]:
         planes=planes,
     )
     return header, cursor.place
+
+
+def _check_version(content: bytes) -> None:
+    if content[:1] == FORMER_MAGIC and len(content) > 1:
+        version = 1 if content[:2] == VERSION_1 else content[1] >> 4
+        raise FormatError(
+            f"written in version {version} of the format; this program reads version {VERSION}: "
+            "use the diffcodec that wrote it"
+        )
+    if content[:1] != MAGIC:
+        raise FormatError("not a .ddc file (it does not begin with the signature DE)")
 
 
 def check_pixels(header: Header, max_pixels: int | None) -> None:
@@ -299,7 +319,8 @@ class Writer:
     """Appends layers to a header and to what comes between them (``front``)."""
 
     def __init__(self, header: Header, front: bytes = b"") -> None:
-        self._out = bytearray(header.encode() + front)
+        self._own = header.encode()
+        self._out = bytearray(self._own + front)
         self._header, self._layers = header, 0
         self._first, self._steps_end = self.size, self.size
 
@@ -316,7 +337,7 @@ class Writer:
             self._out += encode_varint(len(code))
         self._out += code
         if self._header.has_check(self._layers):
-            self._out.append(check)
+            self._out.append(self._header.layer_check(self._own, check))
         self._layers += 1
         self._steps_end = self.size
 
@@ -349,7 +370,7 @@ class LayerReader:
         """Where the layer begins that was asked for last."""
         self._checked = place
         self.has_lengths = header.has_lengths
-        self._header = header
+        self._header, self._own = header, content[: read_header(content)[1]]
         self._first, self._steps_end = place, place
         self.layers: list[Layer] = []
 
@@ -400,7 +421,7 @@ class LayerReader:
             return False
         if used > len(layer.code) or (layer.whole and used < len(layer.code)):
             raise FormatError("its length is not that of its contents")
-        if layer.check not in (None, check):
+        if layer.check not in (None, self._header.layer_check(self._own, check)):
             raise FormatError("its check does not match")
         self._add(layer)
         self._steps_end = self.place

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 
 from diffcodec import api
 from diffcodec.chunks import ALPHA
-from diffcodec.container import MAGIC, VERSION, Header, read_header
+from diffcodec.container import FLAGS_UNKNOWN, MAGIC, Header, read_header
 from diffcodec.errors import DataError, DiffcodecError, FormatError
 from diffcodec.image import from_image
 from diffcodec.model import Model
@@ -127,7 +127,7 @@ class DdcImageFile(ImageFile.ImageFile):
 
 
 def _accept(prefix: bytes) -> bool:
-    return prefix[:1] == MAGIC and prefix[1] >> 4 == VERSION
+    return prefix[:1] == MAGIC and not prefix[1] >> 4 & FLAGS_UNKNOWN
 
 
 def _save(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:

@@ -129,7 +129,7 @@ class Search:
     tries: int = 1
 
 
-_SURVIVORS = (128, 1024, 4096, 8192, 20480, 49152, 65536, 98304, 131072)
+_SURVIVORS = (1024, 4096, 8192, 16384, 32768, 65536, 98304, 131072, 196608)
 
 EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 """Effort 1…9."""
@@ -137,11 +137,11 @@ EFFORTS: dict[int, Search] = {n: Search(m) for n, m in enumerate(_SURVIVORS, 1)}
 DEFAULT_EFFORT = 5
 
 SMALL_EFFORTS: dict[int, Search] = EFFORTS | {
-    5: Search(32768),
-    6: Search(65536, 2),
-    7: Search(65536, 4),
-    8: Search(98304, 8),
-    9: Search(131072, 16),
+    5: Search(49152, 2),
+    6: Search(98304, 2),
+    7: Search(98304, 4),
+    8: Search(131072, 8),
+    9: Search(196608, 16),
 }
 """The same of a small picture: its files differ enough for one of several to be worth choosing."""
 

@@ -6,12 +6,12 @@ take none are of the same *run*, and eight at a time they have one hashed word o
 
     mix((state | 1) ^ key_j),                          j being the first of the eight,
 
-a nibble each, from the lowest on, which chooses one of the sixteen LEVELS: nearly a draw from
-N(0, LEVEL_UNIT²).  It is negated if the state's latest bit is 0: of two paths that differ in that
-alone, one always lies towards the shifts.  The channel scales g_i to a candidate value of
-p = N(0, 1 + s_i).  The receiver only slides a window over the bits.  The sender searches the bits
-for which the values lie close to the shifts d_i it wants to convey, that is for which
-log q − log p of the whole sequence is large.
+a nibble each, first the lower ones of its four bytes, then the upper ones, which chooses one of the
+sixteen LEVELS: nearly a draw from N(0, LEVEL_UNIT²).  It is negated if the state's latest bit is 0:
+of two paths that differ in that alone, one always lies towards the shifts.  The channel scales g_i
+to a candidate value of p = N(0, 1 + s_i).  The receiver only slides a window over the bits.  The
+sender searches the bits for which the values lie close to the shifts d_i it wants to convey, that
+is for which log q − log p of the whole sequence is large.
 
 Invariants
 * bits are used most significant first; state_i = the 32 bits that end at bit K_i = lead +
@@ -27,17 +27,18 @@ from numba import njit
 from numpy.typing import NDArray
 
 from diffcodec.noise import mix
-from diffcodec.paths import HOPELESS, LANES, NIBBLES, bits_set, fork, vectors_of
+from diffcodec.paths import HOPELESS, bits_set, fork, vectors_of
+from diffcodec.prices import COST_UNIT, LANES, NIBBLES, price, room_for_prices
 from diffcodec.tables import LEVELS
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-_SAMPLE = 1024
+_SAMPLE = 256
 """About so many costs tell which paths survive."""
-_HALVINGS = 12
-"""Until the threshold is known to a fraction of a nat."""
+_CLOSE = COST_UNIT >> 6
+"""The threshold is known to this."""
 
 
 def states(bits: NDArray[np.uint8], ends: I64, initial: int) -> U32:
@@ -64,16 +65,15 @@ def decode(bits: NDArray[np.uint8], ends: I64, keys: U32, initial: int) -> I64:
 
     bits: uint8 [K] of 0/1; ends: K_i, ascending, all ≤ K; keys: uint32 [n]; initial: uint32 state.
     """
-    state, place = states(bits, ends, initial), places(ends)
-    key = keys[np.arange(len(ends)) - place % NIBBLES]
-    words = mix((state | np.uint32(1)) ^ key).astype(np.int64)
+    state, place = states(bits, ends, initial), places(ends) % NIBBLES
+    words = mix((state | np.uint32(1)) ^ keys[np.arange(len(ends)) - place]).astype(np.int64)
     sign = 2 * (state & np.uint32(1)).astype(np.int64) - 1
-    return sign * LEVELS[words >> 4 * (place % NIBBLES) & 15]
+    return sign * LEVELS[words >> 8 * (place % 4) + 4 * (place // 4) & 15]
 
 
 @njit(nogil=True, cache=True)
 def _not_above(values, limit):  # type: ignore[no-untyped-def]
-    """How many of the values do not exceed the limit."""
+    """How many of the values, int32, do not exceed the limit."""
     number = np.int32(0)
     for p in range(len(values)):
         number = np.int32(number + np.int32(values[p] <= limit))
@@ -86,31 +86,31 @@ def _threshold(values, wanted):  # type: ignore[no-untyped-def]
 
     By counting, as compilers have vectors for it and none for sorting or for histograms.
     """
-    low = high = values[0]
-    step = np.float32(1.0)
-    while _not_above(values, low) > wanted:
+    low = high = np.int64(values[0])
+    step = np.int64(COST_UNIT)
+    while _not_above(values, np.int32(low)) > wanted:
         low -= step
-        step *= np.float32(2.0)
-    while _not_above(values, high) <= wanted:
+        step *= 2
+    while _not_above(values, np.int32(high)) <= wanted:
         high += step
-        step *= np.float32(2.0)
-    for _ in range(_HALVINGS):
-        middle = np.float32(0.5) * (low + high)
-        if _not_above(values, middle) > wanted:
+        step *= 2
+    while high - low > _CLOSE:
+        middle = (low + high) // 2
+        if _not_above(values, np.int32(middle)) > wanted:
             high = middle
         else:
             low = middle
-    return high
+    return np.int32(high)
 
 
 @njit(nogil=True, cache=True)
-def _limit(count, paths, keep, k, costs, keys, some, children, marks):  # type: ignore[no-untyped-def]
+def _limit(count, paths, keep, k, tables, nibbles, some, children, marks):  # type: ignore[no-untyped-def]
     """Cost that about ``keep`` of the children of all paths do not exceed.
 
     Estimated from those of a sample of the paths, evenly spread: how many survive may wander a
     little, and that costs nothing, while an exact selection would take most of the search's time.
     """
-    no_limit = np.float32(HOPELESS / 2)
+    no_limit = np.int32(HOPELESS - 1)
     if count << k <= keep:
         return no_limit
     stride = max(1, count // max(LANES, _SAMPLE >> k)) | 1
@@ -122,14 +122,17 @@ def _limit(count, paths, keep, k, costs, keys, some, children, marks):  # type: 
     some[1][n : n + LANES] = HOPELESS
     taken, room = 0, len(children[0]) - LANES
     for pair in range(1 << (k - 1)):
-        taken = fork(n, some, pair, k, costs, keys, no_limit, children, taken, room, marks)
+        taken = fork(n, some, pair, k, tables, nibbles, no_limit, children, taken, room, marks)
     return _threshold(children[1][:taken], taken * keep / (count << k))
 
 
 @njit(nogil=True, cache=True)
 def _empty_paths(room):  # type: ignore[no-untyped-def]
-    """State and cost of so many paths."""
-    return np.empty(room, np.uint32), np.empty(room, np.float32)
+    """State and cost of so many paths, from where lines of the cache begin."""
+    states = np.empty(room + LANES, np.uint32)
+    costs = np.empty(room + LANES, np.int32)
+    first, own = -states.ctypes.data % 64 // 4, -costs.ctypes.data % 64 // 4
+    return states[first : first + room], costs[own : own + room]
 
 
 @njit(nogil=True, cache=True)
@@ -140,25 +143,11 @@ def _part_twins(count, paths):  # type: ignore[no-untyped-def]
     every other path, for good.
     """
     state, cost = paths
-    best = 0
-    for p in range(count):
-        if cost[p] < cost[best]:
-            best = p
+    best = np.argmin(cost[:count])
     lowest = cost[best]
     for p in range(count):
         twin = state[p] == state[best] and p != best
-        cost[p] += np.float32(1e6) if twin else -lowest
-
-
-@njit(nogil=True, cache=True)
-def _price(away, towards, levels, costs):  # type: ignore[no-untyped-def]
-    """What the nibbles of a run's coefficients cost, for a path that ends in 1 and in 0: float32
-    [., 2, 16].  See ``paths`` for away and towards."""
-    for i in range(len(away)):
-        for n in range(16):
-            costs[i, 0, n] = levels[n] * (away[i] * levels[n] - towards[i])
-        for n in range(16):
-            costs[i, 1, n] = costs[i, 0, 15 - n]
+        cost[p] += np.int32(HOPELESS // 2) if twin else -lowest
 
 
 @njit(nogil=True, cache=True)
@@ -238,14 +227,14 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
     scratch = np.empty(_SAMPLE // LANES + 2, np.uint32)
     first = np.empty(len(own), np.int64)
     counts = np.empty(len(own), np.int64)
-    costs = np.empty((longest, 2, 16), np.float32)
+    tables = room_for_prices(longest)
     levels = LEVELS.astype(np.float32)
     away = (np.float32(0.5) - penalty) * scale * scale
     towards = d * scale
     count = np.int64(1) << ahead
     for p in range(count):
         paths[0][p] = np.uint32(np.uint32(initial * np.uint32(count)) | np.uint32(p))
-    paths[1][:count] = 0.0
+    paths[1][:count] = 0
     paths[1][count : count + LANES] = HOPELESS
     at, since = 0, ahead
     for step in range(len(own)):
@@ -254,9 +243,8 @@ def search(d, scale, penalty, k, keys, initial, lead, survivors):  # type: ignor
             _part_twins(count, paths)
             since = own[step]
         run = slice(starts[step], stops[step])
-        priced = costs[: stops[step] - starts[step]]
-        _price(away[run], towards[run], levels, priced)
-        given = own[step], priced, keys[run]
+        price(away[run], towards[run], keys[run], levels, tables)
+        given = own[step], tables, stops[step] - starts[step]
         limit = _limit(count, paths, survivors, *given, some, spare, scratch)
         kept = 0
         first[step], counts[step] = at, count

@@ -171,19 +171,20 @@ def test_damage_anywhere_is_refused_or_leaves_an_inexact_picture(
 
     In integers: of a file of floats, other bytes on every machine, more may seem cut.
     """
-    content = round_trip(pixels, exact_tiny, seed=9)
-    refused = 0
-    places = range(0, len(content), 5)
-    for place in places:
-        damaged = bytearray(content)
-        damaged[place] ^= 0x08
-        try:
-            decoded = diffcodec.decode(bytes(damaged), model=exact_tiny)
-        except (FormatError, ModelError):
-            refused += 1
-            continue
-        assert not decoded.exact or np.array_equal(decoded.pixels, pixels)
-    assert refused > 0.9 * len(places)
+    refused = tried = 0
+    for seed in range(4):
+        content = round_trip(pixels, exact_tiny, seed=seed)
+        for place in range(seed, len(content), 20):
+            damaged = bytearray(content)
+            damaged[place] ^= 0x08
+            tried += 1
+            try:
+                decoded = diffcodec.decode(bytes(damaged), model=exact_tiny)
+            except (FormatError, ModelError):
+                refused += 1
+                continue
+            assert not decoded.exact or np.array_equal(decoded.pixels, pixels)
+    assert refused > 0.9 * tried
 
 
 def test_batches_are_the_same_as_one_by_one(tiny: Model) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from diffcodec.bits import crc8, encode_varint
 from diffcodec.catalogue import CATALOGUE
 from diffcodec.container import (
+    FORMER_MAGIC,
     MAGIC,
     MAX_PIXELS,
     MAX_SEED,
@@ -62,37 +63,45 @@ def test_header_round_trip(header: Header, rest: bytes) -> None:
 
 @pytest.mark.parametrize("number", sorted(CATALOGUE))
 def test_plain_header_is_small(number: int) -> None:
-    """32×32, model and its plan by number: signature, version, side, model, check: a byte each."""
+    """32×32, model and its plan by number: signature, flags and size, model: a byte each."""
     entry = CATALOGUE[number]
     listed = Header(32, 32, entry.fingerprint, PLANS[entry.plan])
-    assert len(listed.encode()) == 5
-    assert read_header(listed.encode()) == (listed, 5)
-    assert len(replace(listed, width=33).encode()) == 6
+    assert len(listed.encode()) == 3
+    assert read_header(listed.encode()) == (listed, 3)
+    assert len(replace(listed, width=33).encode()) == 5
+    assert len(replace(listed, width=33, height=33).encode()) == 4
+    assert len(replace(listed, width=112, height=112).encode()) == 4  # with a check
+    assert len(replace(listed, width=120, height=120).encode()) == 5
     other = next(plan for plan in PLANS.values() if plan != listed.plan)
-    assert len(replace(listed, plan=other).encode()) == 7
-    assert len(PLAIN.encode()) == 8
+    assert len(replace(listed, plan=other).encode()) == 5
+    assert len(PLAIN.encode()) == 6
 
 
 @pytest.mark.parametrize("number", sorted(CATALOGUE))
 def test_the_check_is_of_the_model_too(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another model under the same number is noticed."""
+    """Another model under the same number is noticed, of a small picture at the first layer."""
     entry = CATALOGUE[number]
-    content = Header(32, 32, entry.fingerprint, PLANS[entry.plan]).encode()
+    content = Header(320, 32, entry.fingerprint, PLANS[entry.plan]).encode()
+    small = Writer(Header(32, 32, entry.fingerprint, PLANS[entry.plan]))
+    small.add_layer(b"code", 7)
     changed = entry.fingerprint[:2] + bytes([entry.fingerprint[2] ^ 1])
     monkeypatch.setitem(CATALOGUE, number, replace(entry, fingerprint=changed))
     with pytest.raises(FormatError, match="check"):
         read_header(content)
+    with pytest.raises(FormatError, match="check"):
+        reader(small.getvalue()).close(4, 7)
 
 
 def test_golden_header() -> None:
     """The bytes of the format never change."""
-    start = bytes.fromhex("dd712000010203")
-    assert PLAIN.encode() == start + bytes([crc8(start)])
+    assert PLAIN.encode().hex() == "de0400010203"  # 32 = 4 · 8
+    start = bytes.fromhex("de0e00010203")
+    assert replace(PLAIN, width=112, height=112).encode() == start + bytes([crc8(start)])
     other = Header(300, 2500, FINGERPRINT, PLAN, True, 1000, "né", True).encode()
     assert (
         other[:-1].hex()
         == (
-            "dd76"  # version 7, flags grey and options
+            "de30"  # flags grey and options, both sides follow
             "0f"  # plan, seed, float, name
             "f03c" + "f809c4"  # 300 = 240 + 60; 2500 in two bytes
             "00010203"
@@ -107,7 +116,7 @@ def test_golden_header() -> None:
 def test_what_comes_beside_the_layers_costs_the_header_one_byte() -> None:
     options = Header(32, 32, FINGERPRINT, PLANS[0], True, chunks=True, trailer=True, planes=True)
     assert len(options.encode()) == len(PLAIN.encode()) + 1
-    assert options.encode()[1:3].hex() == "7770"  # version 7, flags square, grey, options
+    assert options.encode()[1:3].hex() == "3470"  # flags grey and options, 32×32
 
 
 @given(headers)
@@ -121,8 +130,8 @@ def test_every_prefix_of_a_header_is_refused(header: Header) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        PLAIN,
-        Header(32, 32, CATALOGUE[1].fingerprint, PLANS[CATALOGUE[1].plan]),
+        replace(PLAIN, width=70, height=70),
+        Header(96, 96, CATALOGUE[1].fingerprint, PLANS[CATALOGUE[1].plan]),
         Header(300, 2500, FINGERPRINT, PLAN, True, 77777, "name", True),
     ],
     ids=["plain", "listed", "everything"],
@@ -130,7 +139,8 @@ def test_every_prefix_of_a_header_is_refused(header: Header) -> None:
 def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
     """CRC-8 sees every change of up to eight neighbouring bits, a byte in particular.
 
-    Only if the change moves the header's own end can another byte pass for the check.
+    Only if the change moves the header's own end can another byte pass for the check; and what
+    becomes the header of a small picture has none (the next test).
     """
     content = header.encode()
     padding = bytes(range(1, 60))
@@ -145,8 +155,28 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
                 refused += 1
                 continue
             assert other != header
-            assert size != len(content)
+            assert size != len(content) or not other.has_lengths
+            refused += not other.has_lengths
     assert refused >= 0.99 * 255 * len(content)
+
+
+def test_a_changed_byte_in_a_small_header_is_noticed_at_the_first_layer() -> None:
+    """Its check is of the header, too; what decodes is not known to be sound before it."""
+    writer = Writer(SMALL_ONE)
+    writer.add_layer(b"first layer", 77)
+    content = writer.getvalue()
+    assert reader(content).close(11, 77)
+    passed = 0
+    for place in range(len(SMALL_ONE.encode())):
+        for change in range(1, 256):
+            damaged = bytearray(content)
+            damaged[place] ^= change
+            try:
+                found = reader(bytes(damaged))
+                passed += found.close(11, 77)
+            except FormatError:
+                continue
+    assert passed <= 0.01 * 255 * len(SMALL_ONE.encode())
 
 
 @pytest.mark.parametrize(
@@ -154,21 +184,21 @@ def test_a_changed_byte_in_a_header_is_refused(header: Header) -> None:
     [
         (b"", "not a .ddc file"),
         (b"\x89PNG\r\n\x1a\n", "not a .ddc file"),
-        (b"\xdd", "ends inside its header"),
+        (FORMER_MAGIC, "not a .ddc file"),
         (MAGIC, "ends inside its header"),
-        (MAGIC + b"\x20", "version 2"),
-        (MAGIC + b"\x80", "version 8 .* reads version 7"),
-        (MAGIC + b"\x60", "version 6 .* the diffcodec that wrote it"),
-        (MAGIC + b"\x40", "version 4"),
-        (MAGIC + b"\x00", "version 0"),
-        (MAGIC + b"C\x11", "version 1"),
-        (MAGIC + b"\x78", "more than this version knows"),
-        (MAGIC + b"\x74\x80", "more than this version knows"),
-        (MAGIC + b"\x74\x40", "more than this version knows"),  # one plane for three, not grey
-        (MAGIC + b"\x70\x00", "width is 0"),
-        (MAGIC + b"\x70\x01\x00", "height is 0"),
-        (MAGIC + b"\x70\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
-        (MAGIC + b"\x71\x20\xfe", "model number 254"),
+        (FORMER_MAGIC + b"\x20", "version 2"),
+        (FORMER_MAGIC + b"\x71", "version 7 .* reads version 8"),
+        (FORMER_MAGIC + b"\x60", "version 6 .* the diffcodec that wrote it"),
+        (FORMER_MAGIC + b"C\x11", "version 1"),
+        (MAGIC + b"\x84", "more than this version knows"),
+        (MAGIC + b"\x44", "more than this version knows"),
+        (MAGIC + b"\x24\x80", "more than this version knows"),
+        (MAGIC + b"\x24\x40", "more than this version knows"),  # one plane for three, not grey
+        (MAGIC + b"\x00\x00", "width is 0"),
+        (MAGIC + b"\x0f\x00", "width is 0"),
+        (MAGIC + b"\x00\x01\x00", "height is 0"),
+        (MAGIC + b"\x00\xfe" + b"\xff" * 8, "width is 18446744073709551615"),
+        (MAGIC + b"\x04\xfe", "model number 254"),
     ],
 )
 def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
@@ -177,13 +207,13 @@ def test_unusable_beginnings_are_named(content: bytes, message: str) -> None:
 
 
 def test_unknown_plan_is_named_even_when_the_check_is_right() -> None:
-    start = MAGIC + b"\x75\x01\x08\0" + FINGERPRINT + b"\xfe"
+    start = MAGIC + b"\x2e\x01\0" + FINGERPRINT + b"\xfe"
     with pytest.raises(FormatError, match="plan 254"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_damaged_check_is_named() -> None:
-    content = bytearray(PLAIN.encode())
+    content = bytearray(replace(PLAIN, height=320).encode())
     content[-1] ^= 1
     with pytest.raises(FormatError, match="check does not match"):
         read_header(bytes(content))
@@ -202,13 +232,13 @@ def test_damaged_check_is_named() -> None:
     ],
 )
 def test_impossible_plans_are_refused(plan_bytes: str) -> None:
-    start = MAGIC + b"\x75\x01\x08\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
+    start = MAGIC + b"\x2e\x01\0" + FINGERPRINT + bytes.fromhex(plan_bytes)
     with pytest.raises(FormatError, match="header is damaged"):
         read_header(start + bytes([crc8(start)]))
 
 
 def test_model_name_that_is_not_text_is_refused() -> None:
-    start = MAGIC + b"\x75\x08\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
+    start = MAGIC + b"\x2e\x08\0" + FINGERPRINT + b"\x02\xff\xfe"
     with pytest.raises(FormatError, match="UTF-8"):
         read_header(start + bytes([crc8(start)]))
 

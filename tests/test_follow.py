@@ -202,7 +202,7 @@ def test_unverified_rows_are_never_shown(golden: Model) -> None:
     assert shown.pictures[-1][1] <= first.start
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\xdd", content_of("alpha")[:40]])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xde", content_of("alpha")[:40]])
 def test_what_is_no_file_is_refused(golden: Model, content: bytes) -> None:
     with pipe(lambda d: os.write(d, content)) as feed, pytest.raises(FormatError):
         follow(feed, Shown(), model=golden)

@@ -70,7 +70,7 @@ def test_many_files(tmp_path: Path) -> None:
     block = section("Many files")[0]
     with contextlib.chdir(tmp_path):
         first, last = (line[2:] for line in block.splitlines() if line.startswith("$ "))
-        shutil.copy(DATA.parent / "golden" / "version-7" / "colour.ddc", "encoded/trips/b.ddc")
+        shutil.copy(DATA.parent / "golden" / "version-8" / "colour.ddc", "encoded/trips/b.ddc")
         found = run(first)
         for printed in block.splitlines()[1:-1]:
             assert SECONDS.sub("", printed) in found

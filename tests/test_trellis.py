@@ -79,7 +79,7 @@ def test_runs_have_a_word_for_every_eight_values(counts: list[int], initial: int
         place = place + 1 if i and ends[i] == ends[i - 1] else 0
         seed = (state | 1) ^ int(keys[i - place % 8])
         word = int(mix(np.array([seed], dtype=np.uint32))[0])
-        level = int(LEVELS[word >> 4 * (place % 8) & 15])
+        level = int(LEVELS[word >> (0, 8, 16, 24, 4, 12, 20, 28)[place % 8] & 15])
         assert found[i] == (level if state & 1 else -level)
 
 
@@ -107,7 +107,7 @@ def test_golden_values() -> None:
     assert trellis.decode(bits, ends, keys, 0x12345678).tolist() == GOLDEN
 
 
-GOLDEN = [-264, 264, 96, 11, -264, 125, -264, -264, 29, 72, -72, 50, -125, 29]
+GOLDEN = [-264, 96, -264, -264, 264, 11, 125, -264, 29, 72, -72, -11, -125, 29]
 
 
 # -- the search ------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_an_exhaustive_search_finds_the_cheapest_sequence(lead: int) -> None:
     every = (np.arange(1 << count)[:, None] >> np.arange(count - 1, -1, -1)) & 1
     cheapest = min(source.cost(source.values(bits)) for bits in every.astype(np.uint8))
     found = source.cost(source.values(source.search(1 << count)))
-    assert found == pytest.approx(cheapest, abs=1e-5)  # costs are float32 sums
+    assert found == pytest.approx(cheapest, abs=1e-3)  # costs are rounded to 1/500 of the dearest
 
 
 def test_the_search_keeps_working_over_many_windows_of_32_bits() -> None:

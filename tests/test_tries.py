@@ -60,8 +60,8 @@ def test_the_best_of_the_tries_is_sent(
 
 
 def test_tries_differ(tiny: Model) -> None:
-    settings = Settings(PLAN, 16, 16)
-    x_0 = planes(16, 16, False, 1)
+    settings = Settings(PLAN, 32, 32)
+    x_0 = planes(32, 32, False, 1)
     codes = set()
     for number in range(4):
         codes.add(send_step(a_step(tiny, 40, 6, settings), x_0, settings, 16, quiet, number)[0])
@@ -97,7 +97,7 @@ def test_threads_do_not_change_the_choice(tiny: Model, seed: int) -> None:
 def test_only_small_pictures_are_tried_more_than_once() -> None:
     for effort in range(1, 10):
         assert search_for(effort, SMALL_PIXELS + 1).tries == 1
-    assert search_for(5, SMALL_PIXELS).tries == 1 < search_for(6, SMALL_PIXELS).tries
+    assert search_for(4, SMALL_PIXELS).tries == 1 < search_for(5, SMALL_PIXELS).tries
 
 
 def test_tries_make_smaller_files_of_a_real_picture(shipped: Model, bird: np.ndarray) -> None:

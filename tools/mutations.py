@@ -36,29 +36,34 @@ class Seed:
 
 
 def check_place(content: bytes) -> int | None:
-    """Where the header's check stands, whatever the fields before it say; None if it is cut."""
+    """Where the header's check stands, whatever the fields before it say; None if it is cut or the
+    picture small, so that it has none."""
     try:
-        numbers, place = _header_numbers(content)
+        _, place, pixels = _header_numbers(content)
     except (EOFError, IndexError):
         return None
-    return place if place < len(content) and numbers else None
+    return place if place < len(content) and pixels > container.SMALL else None
 
 
-def _header_numbers(content: bytes) -> tuple[list[int], int]:
-    """(places of the header's varints, place of its check); the fields of docs/format.md, §2."""
-    flags, place = content[1], 2
-    options = 0
-    if flags & container.FLAG_OPTIONS:
-        options, place = content[place], place + 1
+def _header_numbers(content: bytes) -> tuple[list[int], int, int]:
+    """(places of the header's varints, place behind its fields, pixels of the picture); the fields
+    of docs/format.md, §2."""
+    flags, size = divmod(content[1], 16)
+    options, place = (content[2], 3) if flags & container.FLAG_OPTIONS else (0, 2)
     numbers: list[int] = []
 
-    def number() -> None:
+    def number() -> int:
         nonlocal place
         numbers.append(place)
-        place += decode_varint(content, place)[1]
+        value, used = decode_varint(content, place)
+        place += used
+        return value
 
-    for _ in range(1 if flags & container.FLAG_SQUARE else 2):
-        number()
+    width = height = container.SIDE_UNIT * size
+    if size in (container.SIDES_FOLLOW, container.SIDE_FOLLOWS):
+        width = height = number()
+    if size == container.SIDES_FOLLOW:
+        height = number()
     place += 1 if content[place] else 1 + container.FINGERPRINT_BYTES
     if options & container.OPTION_PLAN:
         explicit = content[place] == container.EXPLICIT_PLAN
@@ -70,10 +75,9 @@ def _header_numbers(content: bytes) -> tuple[list[int], int]:
     if options & container.OPTION_SEED:
         number()
     if options & container.OPTION_NAME:
-        length = decode_varint(content, place)[0]
-        number()
+        length = number()
         place += length
-    return numbers, place
+    return numbers, place, width * height
 
 
 def _block_numbers(content: bytes, place: int) -> tuple[list[int], int, bytes]:
@@ -102,7 +106,7 @@ def repaired(content: bytes) -> bytes:
     out = bytearray(content)
     model = content[_model_place(content)]
     out[place] = container._check(bytes(out[:place]), model)
-    if content[1] & container.FLAG_OPTIONS and content[2] & container.OPTION_CHUNKS:
+    if content[1] >> 4 & container.FLAG_OPTIONS and content[2] & container.OPTION_CHUNKS:
         try:
             _, check, framing = _block_numbers(content, place + 1)
             out[check] = crc8(framing)
@@ -112,15 +116,16 @@ def repaired(content: bytes) -> bytes:
 
 
 def _model_place(content: bytes) -> int:
-    place = 3 if content[1] & container.FLAG_OPTIONS else 2
-    for _ in range(1 if content[1] & container.FLAG_SQUARE else 2):
+    flags, size = divmod(content[1], 16)
+    place = 3 if flags & container.FLAG_OPTIONS else 2
+    for _ in range({container.SIDES_FOLLOW: 2, container.SIDE_FOLLOWS: 1}.get(size, 0)):
         place += decode_varint(content, place)[1]
     return place
 
 
 def seed(content: bytes) -> Seed:
     """A good file with the places of its numbers, those of layers only if these have lengths."""
-    numbers, _ = _header_numbers(content)
+    numbers, _, _ = _header_numbers(content)
     header, start = container.read_header(content)
     if header.chunks:
         numbers += _block_numbers(content, start)[0]

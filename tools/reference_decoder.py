@@ -172,6 +172,8 @@ class Header:
     float_arithmetic: bool
     chunks: bool
     trailer: bool
+    own: bytes
+    """The header itself, without its check."""
 
 
 def read_header(content: bytes) -> tuple[Header, int]:
@@ -193,17 +195,18 @@ def read_header(content: bytes) -> tuple[Header, int]:
         return value
 
     try:
-        if take() != b"\xdd":
-            raise RefusedError("no .ddc file")
-        flags = take()[0]
-        if flags >> 4 != 7:
-            raise RefusedError(f"version {flags >> 4}")
-        options = take()[0] if flags & 4 else 0
-        grey, planes = bool(flags & 2), bool(options & 64)
-        if flags & 8 or options & 128 or (planes and not grey):
+        if take() != b"\xde":
+            raise RefusedError("no .ddc file of version 8")
+        flags, size = divmod(take()[0], 16)
+        options = take()[0] if flags & 2 else 0
+        grey, planes = bool(flags & 1), bool(options & 64)
+        if flags & 12 or options & 128 or (planes and not grey):
             raise RefusedError("a flag that must be 0")
-        width = number(1, 1 << 20)
-        height = width if flags & 1 else number(1, 1 << 20)
+        width = height = 8 * size
+        if size in (0, 15):
+            width = height = number(1, 1 << 20)
+        if size == 0:
+            height = number(1, 1 << 20)
         if width * height > 1 << 28:
             raise RefusedError("too many pixels")
         model = take()[0]
@@ -226,13 +229,13 @@ def read_header(content: bytes) -> tuple[Header, int]:
         seed = number(0, 2**32 - 1) if options & 2 else 0
         if options & 8:
             take(number(1, 255)).decode()
-        check = crc8(content[:place] + (fingerprint if model else b""))
-        if take()[0] != check:
+        own, check = content[:place], crc8(content[:place] + (fingerprint if model else b""))
+        if width * height > 4096 and take()[0] != check:
             raise RefusedError("the header's check does not match")
     except (EndOfFileError, UnicodeDecodeError) as e:
         raise RefusedError("the header is cut or damaged") from e
     booleans = (bool(options & bit) for bit in (4, 16, 32))
-    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans)
+    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans, own)
     return what, place
 
 
@@ -765,7 +768,8 @@ LEVELS = [-264, -167, -125, -96, -72, -50, -29, -11, 11, 29, 50, 72, 96, 125, 16
 def run_values(state: int, keys: list[int]) -> list[int]:
     """g of the coefficients of one run, whose keys these are."""
     words = [mix((state | 1) ^ k) for k in keys[::8]]
-    nibbles = [words[i // 8] >> 4 * (i % 8) & 15 for i in range(len(keys))]
+    shifts = [0, 8, 16, 24, 4, 12, 20, 28]
+    nibbles = [words[i // 8] >> shifts[i % 8] & 15 for i in range(len(keys))]
     return [LEVELS[n] if state & 1 else -LEVELS[n] for n in nibbles]
 
 
@@ -1194,6 +1198,7 @@ class Reader:
 
     def __init__(self, content: bytes, place: int, header: Header) -> None:
         self.content, self.place, self.end = content, place, len(content)
+        self.header = header
         self.has_lengths = header.width * header.height > 4096
         self.first, self.closed = place, 0
         self.adaptation: Adaptation | None = None
@@ -1232,7 +1237,10 @@ class Reader:
         if self.place >= len(self.content):
             return False
         self.place += 1
-        if zlib.crc32(x.astype(">i4").tobytes()) & 255 != self.content[self.place - 1]:
+        check = zlib.crc32(x.astype(">i4").tobytes()) & 255
+        if not self.has_lengths:
+            check = crc8(self.header.own + self.header.fingerprint + bytes([check]))
+        if check != self.content[self.place - 1]:
             raise RefusedError("a layer's check does not match the state it leads to")
         return True
 
