@@ -89,7 +89,7 @@ def price(away, towards, keys, levels, tables):  # type: ignore[no-untyped-def]
     """Fill in the tables of a run.
 
     away, towards: float32 [n]; keys: uint32 [n]; levels: float32 [16], ascending, of which a
-    nibble chooses one; tables: what :func:`room_for_prices` gave, for :func:`priced`.
+    nibble chooses one; tables: what :func:`room_for_prices` gave, for :func:`pricer`.
     """
     entries = np.empty(16, np.float32)
     if len(away) == 0:
