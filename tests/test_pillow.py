@@ -82,7 +82,7 @@ def test_any_first_part_loads_as_the_picture_it_holds(
 @pytest.mark.parametrize("kind", ["text", "cut header", "damaged header", "empty"])
 def test_what_is_no_ddc_file_is_unidentified(content: bytes, kind: str) -> None:
     damaged = bytearray(content)
-    damaged[4] ^= 1
+    damaged[1] ^= 0x40  # must be 0
     bad = {"text": b"hello", "cut header": content[:4], "damaged header": damaged, "empty": b""}
     with pytest.raises(UnidentifiedImageError):
         Image.open(io.BytesIO(bytes(bad[kind])))
@@ -91,9 +91,16 @@ def test_what_is_no_ddc_file_is_unidentified(content: bytes, kind: str) -> None:
 def test_damage_and_absent_models_are_os_errors(
     content: bytes, tiny: Model, shipped: Model
 ) -> None:
-    damaged = bytearray(content)
+    """The header of so small a picture is verified with its first layer."""
+    damaged, header = bytearray(content), bytearray(content)
     damaged[-2] ^= 1
-    for bad, model in ((bytes(damaged), tiny), (content, None), (content, shipped)):
+    header[read_header(content)[1] - 1] ^= 1
+    for bad, model in (
+        (bytes(damaged), tiny),
+        (bytes(header), tiny),
+        (content, None),
+        (content, shipped),
+    ):
         image = open_ddc(bad, model)
         for _ in range(2):  # the second time too
             with pytest.raises(OSError) as caught:
