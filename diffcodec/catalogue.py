@@ -47,6 +47,7 @@ CATALOGUE |= {
     33: Entry("cifar10", bytes.fromhex("aac467"), 12),
     34: Entry("cifar10", bytes.fromhex("aac467"), 5),
 }
+CATALOGUE |= {n: Entry("photo", bytes.fromhex("fd72fb"), n - 9) for n in range(35, 38)}
 
 
 def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:

@@ -78,6 +78,11 @@ class Integers(NamedTuple):
     features: Tensor = NOTHING
 
 
+def mean(a: Tensor, b: Tensor) -> Tensor:
+    """⌊(a + b)/2⌋ of integers, without the sum, which may not fit."""
+    return (a ^ b).bitwise_right_shift_(1).add_(a & b)
+
+
 def round_outputs(
     eps: Tensor, coef_logvar: Tensor | None = None, pixel: Tensor | None = None
 ) -> Integers:

@@ -38,6 +38,7 @@ from diffcodec.exact import (
     X_UNIT,
     ExactNetwork,
     Integers,
+    mean,
     round_outputs,
 )
 from diffcodec.experts import SINGLE, ceilings, check_floors, expert_at, join, split
@@ -301,25 +302,29 @@ class Model:
         tile: int = TILE,
         correction: Correction | None = None,
         final: bool = False,
+        mirrored: bool = False,
     ) -> Integers:
         """The network's outputs for one state x int32 [3, H, W] in 2**-16, H, W multiples of 8:
-        those for a step from t, or with ``final`` for the final layer.
+        those for a step from t, or with ``final`` for the final layer; with ``mirrored`` their mean
+        with those for its mirror image.
 
         A picture longer or wider than ``tile`` (a multiple of 8, and of the correction's pitch) is
         evaluated tile by tile, each with all around it that it depends on; of an exact model that
         changes nothing.  A U-Net of the paper sees all of a picture at once; ModelError if that is
         too much.
-        ``correction``: of an exact model's ε̂, see :mod:`diffcodec.adaptation`.
+        ``correction``: of an exact model's ε̂ for the picture itself, whose features are returned;
+        see :mod:`diffcodec.adaptation`.
         """
         _, height, width = x.shape
+        evaluate = self._mirrored if mirrored else self._evaluate
         if max(height, width) <= tile or self._calibrated is not None:
-            return self._evaluate(x, t, correction, final)
+            return evaluate(x, t, correction, final)
         whole, halo = _empty(height, width, final, correction), self.network.config.halo
         for top, left in product(range(0, height, tile), range(0, width, tile)):
             above, before = min(top, halo), min(left, halo)
             rows = slice(top - above, top + tile + halo)
             columns = slice(left - before, left + tile + halo)
-            part = self._evaluate(x[:, rows, columns], t, correction, final)
+            part = evaluate(x[:, rows, columns], t, correction, final)
             pitch = correction.pitch if correction else 1
             sides = (1, BLOCK, 1, 1, pitch)  # of the outputs' cells, in pixels
             for target, found, side in zip(whole, part, sides, strict=True):
@@ -331,6 +336,12 @@ class Model:
                     :, top // side : (top + tile) // side, left // side : (left + tile) // side
                 ] = found[:, own, across]
         return whole
+
+    def _mirrored(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
+        one = self._evaluate(x, t, correction, final)
+        other = self._evaluate(x.flip(-1), t, None, final)
+        means = (mean(a, b.flip(-1)) for a, b in zip(one[:-1], other[:-1], strict=True))
+        return Integers(*means, features=one.features)
 
     def _evaluate(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
         """In floating point one thread is used: another number of threads may take another path

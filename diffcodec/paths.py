@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diffcodec.prices import LANES, REACHES, Pricer, all_lanes, lanes_of, pricer, splat
-from diffcodec.simd import data_of, instruction, target_has
+from diffcodec.simd import at, data_of, instruction, target_has
 
 HOPELESS = 1 << 30
 """A cost that no path reaches: a segment's coefficients cost 32 nats each at the most."""
@@ -28,10 +28,6 @@ HOPELESS = 1 << 30
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _INTS = ir.VectorType(_INT, LANES)
 _tools: Any = cgutils  # which has no types
-
-
-def _at(builder: Any, pointer: Any, place: Any, kind: Any = _INTS) -> Any:
-    return builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())
 
 
 def _pack(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any], n: Any) -> Any:
@@ -43,7 +39,7 @@ def _pack(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any], n: A
         name = "llvm.x86.avx512.mask.compress.v16i32"
         for vector, pointer in zip(vectors, pointers, strict=True):
             packed = instruction(builder, name, _INTS, vector, ir.Constant(_INTS, None), mask)
-            builder.store(packed, _at(builder, pointer, n), align=4)
+            builder.store(packed, at(builder, pointer, n, _INTS), align=4)
         number = builder.ctpop(builder.bitcast(mask, ir.IntType(LANES)))
         return builder.add(n, builder.zext(number, _LONG))
     if target_has("avx2"):
@@ -71,7 +67,7 @@ def _pack_half(builder: Any, vectors: list[Any], mask: Any, pointers: list[Any],
     lanes = builder.zext(builder.bitcast(row, ir.VectorType(ir.IntType(8), size)), half)
     for vector, pointer in zip(vectors, pointers, strict=True):
         packed = instruction(builder, "llvm.x86.avx2.permd", half, vector, lanes)
-        builder.store(packed, _at(builder, pointer, n, half), align=4)
+        builder.store(packed, at(builder, pointer, n, half), align=4)
     return builder.add(n, builder.zext(builder.ctpop(chosen), _LONG))
 
 
@@ -96,7 +92,7 @@ def _fork_paths(typing_context, count, paths, k, bits, tables, nibbles, limit, t
 
         def lanes(place: Any, priced: Pricer) -> Any:
             """Fork the paths from a place on; which of them are kept."""
-            state, cost = (builder.load(_at(builder, x, place), align=4) for x in sources)
+            state, cost = (builder.load(at(builder, x, place, _INTS), align=4) for x in sources)
             odd = builder.or_(builder.shl(state, k), bits)
             totals = priced(odd, cost)
             chosen = [builder.icmp_signed("<=", total, limits) for total in totals]

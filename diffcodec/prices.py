@@ -24,7 +24,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit
 from numba.core import cgutils
 
-from diffcodec.simd import instruction, target_has
+from diffcodec.simd import at, instruction, target_has
 
 LANES = 16
 COST_UNIT = 1024
@@ -145,8 +145,7 @@ def lanes_of(builder: Any, vector: Any, number: int, count: int) -> Any:
 
 def _load(builder: Any, pointer: Any, place: Any, kind: Any) -> Any:
     """What stands ``place`` numbers behind a pointer, wherever that is."""
-    here = builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())
-    return builder.load(here, align=1)
+    return builder.load(at(builder, pointer, place, kind), align=1)
 
 
 def _mixed(builder: Any, folded: Any) -> Any:

@@ -16,11 +16,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from diffcodec.coefficients import Layout, layout
 from diffcodec.correction import EPS_UNIT
-from diffcodec.exact import X_UNIT, Integers
+from diffcodec.exact import X_UNIT
 from diffcodec.final_layer import Distribution
 from diffcodec.lessons import MEAN_UNIT
 from diffcodec.model import Model
@@ -92,39 +91,15 @@ def _evaluate(model: Model, x: I32, t: int, plan: Plan) -> NetworkOutput:
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
-    final = t == plan.end
-    if plan.mirrors(t):
-        out = _mirrored(model, x, t, final)
-    else:
-        wanted = model.adaptation.correction(t) if model.adaptation else None
-        out = model.evaluate(torch.from_numpy(x), t, correction=wanted, final=final)
+    mirrored = plan.mirrors(t)
+    wanted = model.adaptation.correction(t, times=1 + mirrored) if model.adaptation else None
+    out = model.evaluate(
+        torch.from_numpy(x), t, correction=wanted, final=t == plan.end, mirrored=mirrored
+    )
     eps, scale_index, coefs = (
         part.numpy()[:, :height, :width] for part in (out.eps, out.scale_index, out.coefs)
     )
     return NetworkOutput(eps, out.coef_index.numpy(), scale_index, coefs, out.features.numpy())
-
-
-def _mirrored(model: Model, x: I32, t: int, final: bool) -> Integers:
-    """Mean of what the network says of a picture and of its mirror image.
-
-    An adapted model looks at the features of the picture itself and corrects the mean.
-    """
-    wanted = model.adaptation.correction(t, times=2) if model.adaptation else None
-    one = model.evaluate(torch.from_numpy(x), t, correction=wanted, final=final)
-    turned = torch.from_numpy(np.ascontiguousarray(x[:, :, ::-1]))
-    other = model.evaluate(turned, t, final=final)
-    return Integers(
-        eps=_mean(one.eps, other.eps.flip(-1)),
-        coef_index=_mean(one.coef_index, other.coef_index.flip(-1)),
-        scale_index=_mean(one.scale_index, other.scale_index.flip(-1)),
-        coefs=_mean(one.coefs, other.coefs.flip(-1)),
-        features=one.features,
-    )
-
-
-def _mean(a: Tensor, b: Tensor) -> Tensor:
-    """⌊(a + b)/2⌋ of integers, without the sum, which may not fit."""
-    return (a ^ b).bitwise_right_shift_(1).add_(a & b)
 
 
 def start(t: int, seed: int, height: int, width: int) -> I32:

@@ -31,3 +31,8 @@ def instruction(builder: Any, name: str, result: Any, *operands: Any) -> Any:
 def data_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     """Where the numbers of an array of numba's type ``kind`` begin."""
     return context.make_array(kind)(context, builder, array).data
+
+
+def at(builder: Any, pointer: Any, place: Any, kind: Any) -> Any:
+    """Where what stands ``place`` numbers behind a pointer is, as something of this ``kind``."""
+    return builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +33,16 @@ settings.register_profile(
 )
 settings.load_profile("diffcodec")
 
+_AVX2 = "+avx,+avx2,+fma"
+MACHINES = {
+    "neither": ("x86-64", ""),
+    "avx2": ("haswell", _AVX2),
+    "avx512bw": (
+        "skylake-avx512",
+        f"{_AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd",
+    ),
+}
+"""Processors by the best instructions they have, as numba is told of them: name and features."""
 DATA = Path(__file__).parent / "data"
 GOLDEN_MODEL = Path(__file__).parent / "golden" / "model"
 TINY = NetworkConfig(channels=(16, 16, 16), blocks=(1, 1, 1), embedding=32)
@@ -55,6 +68,19 @@ def write_tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     config = ModelConfig(name or f"tiny{seed}", TINY, schedule or Schedule())
     save_model(folder, config, network.state_dict())
+
+
+def output_with(program: str, machine: str = "") -> list[str]:
+    """The lines that a Python program prints on this machine or, as far as numba's compiled loops
+    go, on one of MACHINES; it can import the tests."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
+    env["PYTHONPATH"] = str(Path(__file__).parent)
+    if machine:
+        env |= dict(zip(("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"), MACHINES[machine], strict=True))
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
+    )
+    return run.stdout.splitlines()
 
 
 def round_trip(pixels: np.ndarray, model: Model, **options: object) -> bytes:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from diffcodec import ModelError
 from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.container import Header, read_header
+from diffcodec.exact import mean
 from diffcodec.model import (
     CONFIG,
     EXACT,
@@ -28,7 +29,7 @@ from diffcodec.model_check import NEIGHBOURS
 from diffcodec.network import CodecUNet, NetworkConfig
 from diffcodec.plans import ALL, MIRRORED_EFFORT, PLANS, plan_for
 from diffcodec.registry import default_model, find_model, is_listed, load_model, shipped
-from diffcodec.reverse import _mean, evaluate
+from diffcodec.reverse import evaluate
 from diffcodec.schedule import Schedule
 
 
@@ -119,7 +120,7 @@ def test_the_mean_of_the_largest_numbers_fits() -> None:
     large = torch.tensor([1 << 30, -(1 << 30), -(1 << 30), 3, -3, 0], dtype=torch.int32)
     other = torch.tensor([1 << 30, -(1 << 30), 1 << 30, 4, -4, -1], dtype=torch.int32)
     expected = [1 << 30, -(1 << 30), 0, 3, -4, -1]
-    assert _mean(large, other).tolist() == expected
+    assert mean(large, other).tolist() == expected
 
 
 def test_predictions_do_not_depend_on_the_number_of_threads(tiny: Model) -> None:
@@ -279,18 +280,19 @@ def test_models_of_one_seed_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(136, 72), (8, 200), (176, 176)])
 @pytest.mark.parametrize("tile", [8, 40, 64])
+@pytest.mark.parametrize("mirrored", [False, True])
 def test_tiles_with_their_halo_equal_the_whole(
-    exact_tiny: Model, size: tuple[int, int], tile: int
+    exact_tiny: Model, size: tuple[int, int], tile: int, mirrored: bool
 ) -> None:
     """Exactly; the halo of the tiny network is smaller than these pictures."""
     assert exact_tiny.config.network.halo < max(size) - tile
     x = torch.randint(-90000, 90000, (3, *size), generator=torch.Generator().manual_seed(1))
-    whole = exact_tiny.evaluate(x, 1, final=True)
-    tiled = exact_tiny.evaluate(x, 1, tile=tile, final=True)
+    whole = exact_tiny.evaluate(x, 1, final=True, mirrored=mirrored)
+    tiled = exact_tiny.evaluate(x, 1, tile=tile, final=True, mirrored=mirrored)
     for name, a, b in zip(whole._fields, whole, tiled, strict=True):
         assert torch.equal(a, b), name
-    steps = exact_tiny.evaluate(x, 40, tile=tile)
-    assert torch.equal(steps.eps, exact_tiny.evaluate(x, 40).eps)
+    steps = exact_tiny.evaluate(x, 40, tile=tile, mirrored=mirrored)
+    assert torch.equal(steps.eps, exact_tiny.evaluate(x, 40, mirrored=mirrored).eps)
     assert steps.coefs.numel() == steps.scale_index.numel() == 0
 
 

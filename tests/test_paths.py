@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from conftest import output_with
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -140,7 +137,7 @@ PROGRAM = """
 import numpy as np
 from diffcodec.paths import fork
 from diffcodec.simd import target_has
-from tests.test_paths import priced, room_for, some_paths, some_run
+from test_paths import priced, room_for, some_paths, some_run
 paths = some_paths(1003, 1)
 for nibbles in (3, 7, 11):
     to, marks, tables = room_for(2100), np.zeros(63, np.uint32), priced(some_run(nibbles, 2))
@@ -151,27 +148,14 @@ print([target_has(x) for x in ("avx512vbmi", "avx512bw", "avx2")])
 """
 
 
-def output_with(**own: str) -> list[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")} | own
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=env, check=True, capture_output=True, text=True
-    )
-    return run.stdout.splitlines()
-
-
-AVX2 = "+avx,+avx2,+fma"
-AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq"
-
-
 def test_machines_without_the_instructions_keep_the_same_children() -> None:
-    here, has = output_with()
-    settings = [("x86-64", "", "[False, False, False]")]
-    if target_has("avx2"):
-        settings.append(("haswell", AVX2, "[False, False, True]"))
-    if target_has("avx512bw"):
-        settings.append(("skylake-avx512", AVX512, "[False, True, True]"))
+    here, has = output_with(PROGRAM)
     if has == "[False, False, False]":
         pytest.skip("this machine does not have them either")
-    for name, features, wanted in settings:
-        own = output_with(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
-        assert own == [here, wanted]
+    wanted = {"neither": "[False, False, False]"}
+    if target_has("avx2"):
+        wanted["avx2"] = "[False, False, True]"
+    if target_has("avx512bw"):
+        wanted["avx512bw"] = "[False, True, True]"
+    for machine, instructions in wanted.items():
+        assert output_with(PROGRAM, machine) == [here, instructions]

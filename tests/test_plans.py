@@ -52,17 +52,21 @@ def test_plans_never_change() -> None:
         23: Plan(photo[:-2], 131, 1, mirrored=1000, adaptive=2, passes=4),
         24: Plan(first[:-1], 134, 6, adaptive=2, passes=4),
         25: Plan(first, 134, 6, mirrored=1000, adaptive=2, passes=4),
+        26: Plan(photo, 131, 1, mirrored=3, adaptive=2, passes=4),
+        27: Plan(photo[:-1], 131, 1, mirrored=3, adaptive=2, passes=4),
+        28: Plan(photo[:-2], 131, 1, mirrored=3, adaptive=2, passes=4),
+        29: Plan(small, 130, 6, mirrored=39),
     } == PLANS
 
 
-@pytest.mark.parametrize("plan", [18, 19, 20, 21, 22, 23])
+@pytest.mark.parametrize("plan", [18, 19, 20, 21, 22, 23, 26, 27, 28])
 def test_plans_of_photographs_differ_in_where_their_steps_end(plan: int) -> None:
-    first = 18 if plan < 21 else 21
+    first = next(n for n in (26, 21, 18) if n <= plan)
     assert endings(PLANS[plan]) == [PLANS[first + k] for k in range(3)]
     assert [p.end for p in endings(PLANS[plan])] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("plan", [0, 4, 12, 14, 15, 24])
+@pytest.mark.parametrize("plan", [0, 4, 12, 14, 15, 24, 29])
 def test_the_others_end_where_they_end(plan: int) -> None:
     assert endings(PLANS[plan]) == [PLANS[plan]]
     own = Plan((9, 4, 1), 130)
@@ -86,6 +90,9 @@ def test_the_others_end_where_they_end(plan: int) -> None:
         (14, 15),
         (19, 22),
         (20, 23),
+        (26, 21),
+        (28, 23),
+        (29, 5),
     ],
 )
 def test_from_some_effort_on_plans_are_mirrored_if_a_number_says_so(

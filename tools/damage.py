@@ -61,14 +61,15 @@ class Remembering(Model):
         tile: int = TILE,
         correction: Correction | None = None,
         final: bool = False,
+        mirrored: bool = False,
     ) -> Integers:
         if correction is not None:
-            return super().evaluate(x, t, tile, correction, final)
-        key = t, bytes([final]) + x.numpy().tobytes() + bytes(x.shape[1:])
+            return super().evaluate(x, t, tile, correction, final, mirrored)
+        key = t, bytes([final, mirrored]) + x.numpy().tobytes() + bytes(x.shape[1:])
         if key not in self._seen:
             if len(self._seen) >= STATES:
                 self._seen.clear()
-            self._seen[key] = super().evaluate(x, t, tile, final=final)
+            self._seen[key] = super().evaluate(x, t, tile, final=final, mirrored=mirrored)
         return self._seen[key]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,19 +36,32 @@ class Seed:
     numbers: tuple[int, ...]
 
 
+class _Fields(NamedTuple):
+    """Where things stand in a header: its varints, the model's number, what follows the fields."""
+
+    numbers: list[int]
+    model: int
+    end: int
+    pixels: int  # of the picture
+
+    @property
+    def has_check(self) -> bool:
+        """Of its own: a small picture's header shares the first layer's."""
+        return self.pixels > container.SMALL
+
+
 def check_place(content: bytes) -> int | None:
     """Where the header's check stands, whatever the fields before it say; None if it is cut or the
     picture small, so that it has none."""
     try:
-        _, place, pixels = _header_numbers(content)
+        found = _fields(content)
     except (EOFError, IndexError):
         return None
-    return place if place < len(content) and pixels > container.SMALL else None
+    return found.end if found.end < len(content) and found.has_check else None
 
 
-def _header_numbers(content: bytes) -> tuple[list[int], int, int]:
-    """(places of the header's varints, place behind its fields, pixels of the picture); the fields
-    of docs/format.md, §2."""
+def _fields(content: bytes) -> _Fields:
+    """As docs/format.md, §2, has them."""
     flags, size = divmod(content[1], 16)
     options, place = (content[2], 3) if flags & container.FLAG_OPTIONS else (0, 2)
     numbers: list[int] = []
@@ -64,6 +78,7 @@ def _header_numbers(content: bytes) -> tuple[list[int], int, int]:
         width = height = number()
     if size == container.SIDES_FOLLOW:
         height = number()
+    model = place
     place += 1 if content[place] else 1 + container.FINGERPRINT_BYTES
     if options & container.OPTION_PLAN:
         explicit = content[place] == container.EXPLICIT_PLAN
@@ -77,7 +92,7 @@ def _header_numbers(content: bytes) -> tuple[list[int], int, int]:
     if options & container.OPTION_NAME:
         length = number()
         place += length
-    return numbers, place, width * height
+    return _Fields(numbers, model, place, width * height)
 
 
 def _block_numbers(content: bytes, place: int) -> tuple[list[int], int, bytes]:
@@ -104,7 +119,7 @@ def repaired(content: bytes) -> bytes:
     if place is None:
         return content
     out = bytearray(content)
-    model = content[_model_place(content)]
+    model = content[_fields(content).model]
     out[place] = container._check(bytes(out[:place]), model)
     if content[1] >> 4 & container.FLAG_OPTIONS and content[2] & container.OPTION_CHUNKS:
         try:
@@ -115,17 +130,9 @@ def repaired(content: bytes) -> bytes:
     return bytes(out)
 
 
-def _model_place(content: bytes) -> int:
-    flags, size = divmod(content[1], 16)
-    place = 3 if flags & container.FLAG_OPTIONS else 2
-    for _ in range({container.SIDES_FOLLOW: 2, container.SIDE_FOLLOWS: 1}.get(size, 0)):
-        place += decode_varint(content, place)[1]
-    return place
-
-
 def seed(content: bytes) -> Seed:
     """A good file with the places of its numbers, those of layers only if these have lengths."""
-    numbers, _, _ = _header_numbers(content)
+    numbers = _fields(content).numbers
     header, start = container.read_header(content)
     if header.chunks:
         numbers += _block_numbers(content, start)[0]

@@ -133,6 +133,8 @@ for number, same, end in (
 ):
     ending = tuple(t for t in PLANS[same].timesteps if t >= end)
     PLANS[number] = replace(PLANS[same], timesteps=ending, passes=4)
+PLANS |= {n: replace(PLANS[n - 8], mirrored=3) for n in (26, 27, 28)}
+PLANS[29] = replace(PLANS[4], mirrored=39)
 NUMBERED_MODELS = {
     1: (bytes.fromhex("bc6636"), 4),
     2: (bytes.fromhex("fbfe52"), 3),
@@ -153,6 +155,7 @@ NUMBERED_MODELS = {
     **{number: (bytes.fromhex("fd72fb"), number - 9) for number in range(27, 33)},
     33: (bytes.fromhex("aac467"), 12),
     34: (bytes.fromhex("aac467"), 5),
+    **{number: (bytes.fromhex("fd72fb"), number - 9) for number in range(35, 38)},
 }
 """Fingerprint and own plan (§8)."""
 

@@ -47,10 +47,10 @@ def quantize(
 
     \b
     diffcodec quantize runs/cifar10 --data train_0.webp
-    diffcodec quantize runs/photo --data photos/ --plan 19 --crop 64
+    diffcodec quantize runs/photo --data photos/ --plan 27 --crop 64
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
-    model's: 4 is for small pictures, 19 for photographs. The activations' ranges are calibrated
+    model's: 12 is for small pictures, 27 for photographs. The activations' ranges are calibrated
     on crops of the pictures.  Files written with the model before cannot be read with it after.
     """
     from diffcodec.calibrate import exact_tensors
