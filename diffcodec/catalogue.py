@@ -48,6 +48,10 @@ CATALOGUE |= {
     34: Entry("cifar10", bytes.fromhex("aac467"), 5),
 }
 CATALOGUE |= {n: Entry("photo", bytes.fromhex("fd72fb"), n - 9) for n in range(35, 38)}
+CATALOGUE |= {
+    38: Entry("cifar10", bytes.fromhex("f44e74"), 29),
+    39: Entry("cifar10", bytes.fromhex("f44e74"), 5),
+}
 
 
 def number_of(fingerprint: bytes, plan: int | None = None) -> int | None:

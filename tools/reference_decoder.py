@@ -156,6 +156,8 @@ NUMBERED_MODELS = {
     33: (bytes.fromhex("aac467"), 12),
     34: (bytes.fromhex("aac467"), 5),
     **{number: (bytes.fromhex("fd72fb"), number - 9) for number in range(35, 38)},
+    38: (bytes.fromhex("f44e74"), 29),
+    39: (bytes.fromhex("f44e74"), 5),
 }
 """Fingerprint and own plan (§8)."""
 
