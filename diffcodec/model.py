@@ -340,8 +340,13 @@ class Model:
     def _mirrored(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
         one = self._evaluate(x, t, correction, final)
         other = self._evaluate(x.flip(-1), t, None, final)
-        means = (mean(a, b.flip(-1)) for a, b in zip(one[:-1], other[:-1], strict=True))
-        return Integers(*means, features=one.features)
+        return Integers(
+            eps=mean(one.eps, other.eps.flip(-1)),
+            coef_index=mean(one.coef_index, other.coef_index.flip(-1)),
+            scale_index=mean(one.scale_index, other.scale_index.flip(-1)),
+            coefs=mean(one.coefs, other.coefs.flip(-1)),
+            features=one.features,
+        )
 
     def _evaluate(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
         """In floating point one thread is used: another number of threads may take another path
