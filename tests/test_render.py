@@ -76,17 +76,18 @@ def test_sampling_is_decided_by_its_seed_and_adds_detail(
 
 def test_rendering_goes_on_through_the_rest_of_the_plan(wide_file: bytes, photo: Model) -> None:
     content = diffcodec.truncate(wide_file, stop_t=70)
-    plan = parse(wide_file, photo).header.plan.timesteps
+    plan = parse(wide_file, photo).header.plan
     mean, x0, sample, flow = (diffcodec.decode(content, recon=r).evaluations for r in RECONS)
-    assert x0 + 1 == mean == plan.index(70) + 2
-    assert sample == flow == len(plan)
+    assert x0 + 1 == mean == plan.timesteps.index(70) + 2
+    assert sample == flow == plan.evaluations(plan.timesteps) > len(plan.timesteps)
 
 
 def test_a_small_picture_is_asked_for_from_both_sides(wide: U8, photo: Model) -> None:
     content = diffcodec.encode(wide[:64, :64], model=photo, effort=1, stop_t=70)
     mean, x0, _, flow = (diffcodec.decode(content, recon=r).evaluations for r in RECONS)
     assert mean == x0 + 2
-    assert flow == len(parse(content, photo).header.plan.timesteps)
+    plan = parse(content, photo).header.plan
+    assert flow == plan.evaluations(plan.timesteps)
 
 
 @pytest.mark.parametrize("recon", ["sample", "flow"])

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -27,7 +28,6 @@ import torch.nn.functional as F
 
 import diffcodec
 from diffcodec.convolution import BORDER, I16, I32, Conv2d
-from diffcodec.correction import Correction
 from diffcodec.data import load_images
 from diffcodec.exact import Integers
 from diffcodec.model import Model
@@ -70,19 +70,13 @@ def _float64(convolution: Conv2d, a: I16) -> I32:
     return found.permute(1, 2, 0).to(torch.int32).contiguous().numpy()
 
 
-def _in_tiles() -> Callable[[Model, torch.Tensor, int], Integers]:
+def _in_tiles() -> Callable[..., Integers]:
     """Every picture of more than 8 pixels in two or four tiles."""
     whole = Model.evaluate
 
-    def evaluate(
-        model: Model,
-        x: torch.Tensor,
-        t: int,
-        correction: Correction | None = None,
-        final: bool = False,
-    ) -> Integers:
+    def evaluate(model: Model, x: torch.Tensor, t: int, **named: Any) -> Integers:
         half = -(-max(x.shape[1:]) // 16) * 8
-        return whole(model, x, t, tile=half, correction=correction, final=final)
+        return whole(model, x, t, tile=half, **named)
 
     return evaluate
 
