@@ -338,6 +338,7 @@ class Model:
         return whole
 
     def _mirrored(self, x: Tensor, t: int, correction: Correction | None, final: bool) -> Integers:
+        """The mean of both; the correction is of the first alone, and so counts half in it."""
         one = self._evaluate(x, t, correction, final)
         other = self._evaluate(x.flip(-1), t, None, final)
         return Integers(

@@ -92,6 +92,7 @@ def _evaluate(model: Model, x: I32, t: int, plan: Plan) -> NetworkOutput:
         margin = [(0, 0), (0, -height % SIZE_MULTIPLE), (0, -width % SIZE_MULTIPLE)]
         x = np.pad(x, margin, mode="symmetric")
     mirrored = plan.mirrors(t)
+    # Of a mean one of two is corrected, by twice as much (docs/format.md, §8.4).
     wanted = model.adaptation.correction(t, times=1 + mirrored) if model.adaptation else None
     out = model.evaluate(
         torch.from_numpy(x), t, correction=wanted, final=t == plan.end, mirrored=mirrored

@@ -46,11 +46,11 @@ def quantize(
     """Give the model folder MODEL its integer network, so that files decode everywhere.
 
     \b
-    diffcodec quantize runs/cifar10 --data train_0.webp
+    diffcodec quantize runs/cifar10 --data train_0.webp --plan 29
     diffcodec quantize runs/photo --data photos/ --plan 27 --crop 64
 
     The integers are made for the timesteps of one plan (docs/format.md), which is then the
-    model's: 12 is for small pictures, 27 for photographs. The activations' ranges are calibrated
+    model's: 29 is for small pictures, 27 for photographs. The activations' ranges are calibrated
     on crops of the pictures.  Files written with the model before cannot be read with it after.
     """
     from diffcodec.calibrate import exact_tensors
@@ -83,7 +83,7 @@ def join(models: tuple[Path, ...], floors: str, output: Path, name: str | None) 
     diffcodec train ... --init cifar10 --timesteps 24-690 --out runs/noisy
     diffcodec train ... --init cifar10 --timesteps 1-28 --out runs/clean
     diffcodec join runs/noisy runs/clean --floors 26,1 -o runs/both
-    diffcodec quantize runs/both --data train_0.webp --plan 4
+    diffcodec quantize runs/both --data train_0.webp --plan 29
 
     MODELS are given from noise to picture: the first answers at its lowest timestep and above,
     each of the others from its own up to the one before.  All must have the same shape.
