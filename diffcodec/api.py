@@ -25,7 +25,7 @@ from diffcodec.contents import (
     truncate,
     verify,
 )
-from diffcodec.endings import best_ending
+from diffcodec.endings import best_way
 from diffcodec.errors import DamageError, DataError, FormatError
 from diffcodec.extras import EXCESS, Front
 from diffcodec.image import (
@@ -36,6 +36,7 @@ from diffcodec.image import (
     to_array,
     to_image,
 )
+from diffcodec.lattice import lattice_of
 from diffcodec.model import Model
 from diffcodec.parallel import one_blas_thread, one_torch_thread, thread_map
 from diffcodec.plans import (
@@ -142,10 +143,12 @@ def encode(
     front, trailer = extras.pack(picture)
     chosen = plan or plan_for(model.plan, effort)
     model.check_plan(chosen)
-    if plan is None:
-        with one_blas_thread():
-            chosen = best_ending(model, picture.levels, endings(chosen), picture.grey, seed)
-    header = _header(picture, model, chosen, seed, bool(front), bool(trailer))
+    plans = endings(chosen) if plan is None else [chosen]
+    with one_blas_thread():
+        chosen, lattice = best_way(
+            model, picture.levels, plans, _lattices(picture), picture.grey, seed
+        )
+    header = _header(picture, model, chosen, lattice, seed, bool(front), bool(trailer))
     check_size(header, max_bytes, front)
     writer, settings = Writer(header, front), settings_of(header)
     rows = settings.strips
@@ -185,8 +188,22 @@ def _picture(picture: Picture | Image.Image | NDArray[Any]) -> Picture:
     return from_array(np.asarray(picture))
 
 
+def _lattices(picture: Picture) -> list[int]:
+    """Numbers of the lattices on which its colours may be coded, 0 (none) included."""
+    if picture.grey or picture.width * picture.height <= SMALL_PIXELS:
+        return [0]
+    found = lattice_of(picture.levels)
+    return [0, found] if found else [0]
+
+
 def _header(
-    picture: Picture, model: Model, plan: Plan, seed: int, chunks: bool, trailer: bool
+    picture: Picture,
+    model: Model,
+    plan: Plan,
+    lattice: int,
+    seed: int,
+    chunks: bool,
+    trailer: bool,
 ) -> Header:
     return Header(
         width=picture.width,
@@ -200,6 +217,7 @@ def _header(
         chunks=chunks,
         trailer=trailer,
         planes=picture.planes,
+        lattice=lattice,
     )
 
 

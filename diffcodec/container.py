@@ -13,6 +13,7 @@ from itertools import pairwise
 from diffcodec.bits import crc8, decode_varint, encode_varint, from_zigzag, zigzag
 from diffcodec.catalogue import CATALOGUE, number_of
 from diffcodec.errors import FormatError
+from diffcodec.lattices import LATTICES
 from diffcodec.plans import PLANS, STRIP_ROWS, Plan
 
 MAGIC = b"\xde"
@@ -24,7 +25,7 @@ FLAG_GREY, FLAG_OPTIONS, FLAGS_UNKNOWN = 1, 2, 12
 SIDES_FOLLOW, SIDE_FOLLOWS, SIDE_UNIT = 0, 15, 8
 """Sizes below the flags: width and height, or one for both, follow; or both are so many units."""
 OPTION_PLAN, OPTION_SEED, OPTION_FLOAT, OPTION_NAME = 1, 2, 4, 8
-OPTION_CHUNKS, OPTION_TRAILER, OPTION_PLANES, OPTION_UNKNOWN = 16, 32, 64, 128
+OPTION_CHUNKS, OPTION_TRAILER, OPTION_PLANES, OPTION_LATTICE = 16, 32, 64, 128
 """What differs from the default costs a byte of options and its own; the default costs none."""
 
 UNLISTED = 0
@@ -59,7 +60,8 @@ class Header:
     model: name, empty for one of the catalogue (its fingerprint finds it);
     float_arithmetic: the network was evaluated in floating point, so that only a machine like
     the writer's decodes the file; chunks, trailer: blocks of chunks come before the first layer,
-    after the last one; planes: the one plane of a grey picture is to be shown as three.
+    after the last one; planes: the one plane of a grey picture is to be shown as three; lattice:
+    number of that on which the colours lie (see lattice.py), 0 for none.
     """
 
     width: int
@@ -73,6 +75,7 @@ class Header:
     chunks: bool = False
     trailer: bool = False
     planes: bool = False
+    lattice: int = 0
 
     @property
     def pixel_check_bytes(self) -> int:
@@ -101,6 +104,11 @@ class Header:
         """Whether layers of steps say how long they are; a small picture need not afford it."""
         return self.width * self.height > SMALL
 
+    @property
+    def _may_have_lattice(self) -> bool:
+        """Whether there are colours, and pixels enough to learn which."""
+        return not self.grey and self.width * self.height > SMALL
+
     def has_check(self, number: int) -> bool:
         """Whether a layer of steps, 0 being the first, ends with a check of the state.
 
@@ -128,11 +136,13 @@ class Header:
             raise FormatError("seed or model name is out of range")
         if self.planes and not self.grey:
             raise FormatError("only a grey picture has one plane to be shown as three")
+        if self.lattice and not self._may_have_lattice:
+            raise FormatError("the colours of a grey or small picture are not coded on a lattice")
         own_plan = number is not None and number == _default_plan(listed or UNLISTED)
         options = OPTION_PLAN * (not own_plan) | OPTION_SEED * bool(self.seed)
         options |= OPTION_FLOAT * self.float_arithmetic | OPTION_NAME * bool(name)
         options |= OPTION_CHUNKS * self.chunks | OPTION_TRAILER * self.trailer
-        options |= OPTION_PLANES * self.planes
+        options |= OPTION_PLANES * self.planes | OPTION_LATTICE * bool(self.lattice)
         square = self.width == self.height
         units = self.width // SIDE_UNIT if square and self.width % SIDE_UNIT == 0 else SIDE_FOLLOWS
         size = min(units, SIDE_FOLLOWS) if square else SIDES_FOLLOW
@@ -160,6 +170,8 @@ class Header:
             out.append(number)
         if self.seed:
             out += encode_varint(self.seed)
+        if self.lattice:
+            out.append(self.lattice)
         if name:
             out += encode_varint(len(name)) + name
         if self.has_lengths:
@@ -208,7 +220,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
     flags, size = divmod(cursor.take(1)[0], 16)
     options = cursor.take(1)[0] if flags & FLAG_OPTIONS else 0
     grey, planes = bool(flags & FLAG_GREY), bool(options & OPTION_PLANES)
-    if flags & FLAGS_UNKNOWN or options & OPTION_UNKNOWN or (planes and not grey):
+    if flags & FLAGS_UNKNOWN or (planes and not grey):
         raise FormatError("the header is damaged or asks for more than this version knows")
     width = height = SIDE_UNIT * size
     if size in (SIDES_FOLLOW, SIDE_FOLLOWS):
@@ -219,6 +231,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
     fingerprint = _read_fingerprint(cursor, number)
     plan = _read_plan(cursor) if options & OPTION_PLAN else PLANS[_default_plan(number)]
     seed = cursor.varint(0, MAX_SEED, "the seed") if options & OPTION_SEED else 0
+    lattice = _read_lattice(cursor) if options & OPTION_LATTICE else 0
     name = b""
     if options & OPTION_NAME:
         name = cursor.take(cursor.varint(1, 255, "the length of the model's name"))
@@ -243,7 +256,10 @@ def read_header(content: bytes) -> tuple[Header, int]:
         chunks=bool(options & OPTION_CHUNKS),
         trailer=bool(options & OPTION_TRAILER),
         planes=planes,
+        lattice=lattice,
     )
+    if lattice and not header._may_have_lattice:
+        raise FormatError("the header is damaged: a lattice for a grey or small picture")
     return header, cursor.place
 
 
@@ -278,6 +294,16 @@ def _read_fingerprint(cursor: _Cursor, number: int) -> bytes:
             "a later version may have it"
         )
     return CATALOGUE[number].fingerprint
+
+
+def _read_lattice(cursor: _Cursor) -> int:
+    number = cursor.take(1)[0]
+    if number not in LATTICES:
+        raise FormatError(
+            f"the file's colours lie on lattice {number}, unknown to this program; "
+            "a later version may have it"
+        )
+    return number
 
 
 def _read_plan(cursor: _Cursor) -> Plan:

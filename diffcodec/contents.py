@@ -12,6 +12,7 @@ from diffcodec.container import Header, Layer, LayerReader
 from diffcodec.errors import DamageError, FormatError, ModelError
 from diffcodec.extras import EXCESS
 from diffcodec.image import U8, to_array
+from diffcodec.lattices import LATTICES
 from diffcodec.model import Model
 from diffcodec.parallel import one_blas_thread, one_torch_thread
 from diffcodec.plans import Plan
@@ -193,7 +194,7 @@ def _and_front(header: Header) -> str:
 
 def settings_of(header: Header) -> Settings:
     size = header.height, header.width
-    return Settings(header.plan, *size, header.seed, header.grey)
+    return Settings(header.plan, *size, header.seed, header.grey, header.lattice)
 
 
 def describe(
@@ -246,6 +247,7 @@ def describe(
         "mirrored": plan.mirrored,
         "adaptive": plan.adaptive,
         "passes": plan.passes,
+        "lattice": LATTICES[header.lattice].name if header.lattice else None,
         "eta": plan.eta / 128,
         "seed": header.seed,
         "header_bytes": contents.header_size,

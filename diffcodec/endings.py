@@ -1,4 +1,5 @@
-"""Where the steps of a picture end and its final layer begins: the sender tries both on a part.
+"""Where the steps of a picture end and its final layer begins, and whether that makes use of the
+colours' lattice: the sender tries it on a part.
 
 Of a picture that is grainy itself the last steps tell nothing that the final layer could not tell
 as well, without what the channel loses and in less time; of a smooth one, or one that was
@@ -7,7 +8,7 @@ compressed before, they tell more.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,26 +31,34 @@ OVERHEAD = 1.03
 """What a step takes beside its divergence, and the final layer does not (measured)."""
 
 
-def best_ending(model: Model, levels: U8, plans: list[Plan], grey: bool, seed: int) -> Plan:
-    """That of ``plans``, which differ in nothing else than where their steps end, which will take
-    the fewest bits for levels uint8 [3, H, W]."""
-    if len(plans) == 1:
-        return plans[0]
+Way = tuple[Plan, int]
+"""A plan and the number of the lattice on which colours lie, or 0."""
+
+
+def best_way(
+    model: Model, levels: U8, plans: list[Plan], lattices: list[int], grey: bool, seed: int
+) -> Way:
+    """That of ``plans``, which differ in nothing else than where their steps end, and that of
+    ``lattices`` which will take the fewest bits for levels uint8 [3, H, W]."""
+    ways = list(product(plans, lattices))
+    if len(ways) == 1:
+        return ways[0]
     parts = _parts(levels)
 
     def work(number: int) -> list[float]:
         with one_torch_thread():
             rng = np.random.default_rng((seed, number))
-            return _bits(model, parts[number], plans, grey, rng)
+            return _bits(model, parts[number], ways, grey, rng)
 
     total = np.sum(thread_map(work, len(parts)), axis=0)
-    return plans[int(np.argmin(total))]
+    return ways[int(np.argmin(total))]
 
 
 def _bits(
-    model: Model, part: U8, plans: list[Plan], grey: bool, rng: np.random.Generator
+    model: Model, part: U8, ways: list[Way], grey: bool, rng: np.random.Generator
 ) -> list[float]:
-    """What each plan will take for a part, from where the first of them ends."""
+    """What each way will take for a part, from where the first plan ends."""
+    plans = [plan for plan, _ in ways]
     longest = max(plans, key=lambda plan: len(plan.timesteps))
     settings = Settings(longest, part.shape[1], part.shape[2], grey=grey)
     ends = [t for t in longest.timesteps if t <= max(plan.end for plan in plans)]
@@ -59,7 +68,8 @@ def _bits(
         step = Step(model, states[a], a, b, settings)
         costs[b] = costs[a] + OVERHEAD * step.divergence(part, settings.bands)
     return [
-        costs[plan.end] + _final_bits(model, part, states[plan.end], plan, grey) for plan in plans
+        costs[plan.end] + _final_bits(model, part, states[plan.end], plan, lattice, grey)
+        for plan, lattice in ways
     ]
 
 
@@ -77,10 +87,10 @@ def _parts(levels: U8) -> list[U8]:
     ]
 
 
-def _final_bits(model: Model, part: U8, x: I32, plan: Plan, grey: bool) -> float:
+def _final_bits(model: Model, part: U8, x: I32, plan: Plan, lattice: int, grey: bool) -> float:
     """With the first rows for a lesson, which are not counted."""
     p = final_distribution(model, evaluate(model, x, plan.end, plan), x, plan, grey)
-    levels, lessons = part.astype(np.int64), model.lessons(plan, learns=True)
+    levels, lessons = part.astype(np.int64), model.lessons(plan, True, lattice)
     cut = part.shape[1] // 2
     ideal_bits(levels[:, :cut], p.rows(0, cut), grey, lessons)
     return 2.0 * ideal_bits(levels[:, cut:], p.rows(cut, part.shape[1]), grey, lessons)

@@ -23,6 +23,8 @@ PRECISION = 24
 
 Categorical = constriction.stream.model.Categorical
 Uniform = constriction.stream.model.Uniform
+CATEGORICAL_FAMILY = Categorical(perfect=False)
+"""Of categorical models, a row of probabilities each."""
 RangeEncoder = constriction.stream.queue.RangeEncoder
 RangeDecoder = constriction.stream.queue.RangeDecoder
 SymbolModel = Any

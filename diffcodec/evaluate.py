@@ -91,12 +91,14 @@ def ideal_chain(
     plan: Plan,
     rng: np.random.Generator,
     watch: Callable[[U8], None] | None = None,
+    lattice: int = 0,
 ) -> list[float]:
     """Ideal bits of every step of the plan, then of the final layer (see the module).
 
+    lattice: number of that on which the colours are known to lie (see lattice.py), 0 for none;
     watch is called with x̂_0, levels uint8 [3, H, W], after every step, on the chain's own path.
     """
-    settings = Settings(plan, picture.height, picture.width, grey=picture.grey)
+    settings = Settings(plan, picture.height, picture.width, grey=picture.grey, lattice=lattice)
     model = adapted(model, settings)
     x = start(plan.timesteps[0], int(rng.integers(1 << 32)), picture.height, picture.width)
     bits: list[float] = []
@@ -165,7 +167,7 @@ def evaluate_picture(
         def watch(levels: U8) -> None:
             errors.append(rmse(levels, picture.levels))
 
-        bound = ideal_chain(model, picture, plan, rng, watch)
+        bound = ideal_chain(model, picture, plan, rng, watch, contents.header.lattice)
     layers = _layer_reports(model, picture, sent, bound, errors)
     payload = sum(len(layer.code) for layer in contents.layers)
     sizes = {f"{rate:g}": int(rate * area / 8) for rate in rates}

@@ -13,7 +13,8 @@ each channel of a pass by ascending distribution, in reading order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from diffcodec import tables
 from diffcodec.entropy import (
+    CATEGORICAL_FAMILY,
     PRECISION,
     Decoder,
     Encoder,
@@ -32,7 +34,9 @@ from diffcodec.entropy import (
     integer_probabilities,
 )
 from diffcodec.errors import FormatError
+from diffcodec.lattice import ROWS, SCALE_LIMIT, Expected
 from diffcodec.lessons import (
+    COEF_UNIT,
     MEAN_UNIT,
     REGRESSORS,
     SCALE_MAX,
@@ -45,7 +49,6 @@ from diffcodec.lessons import (
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-COEF_UNIT = 64
 FIELDS = {2: (((0, 0), (1, 1)), ((0, 1), (1, 0))), 4: (((0, 0),), ((1, 1),), ((0, 1),), ((1, 0),))}
 """Pass by pass where its pixels are: row and column modulo 2."""
 RED, GREEN, BLUE = 0, 1, 2
@@ -156,7 +159,7 @@ def neighbour_sums(residuals: NDArray[Any]) -> NDArray[Any]:
 class _Pass:
     """The pixels ``own`` [h, w] of a channel in the pass ``number``; in reading order, [n] each:
     their mean and scale, corrected by all that is known, and before the lessons; the regressors
-    that these are about, [REGRESSORS, n]."""
+    that these are about, [REGRESSORS, n], and what they say, in 1/1024."""
 
     number: int
     channel: int
@@ -166,6 +169,7 @@ class _Pass:
     plain_mean: I64
     plain_scale: I64
     known: I64
+    told: I64
 
 
 class _Pixels:
@@ -178,12 +182,16 @@ class _Pixels:
         self.p, self.grey, self.lessons = p, grey, lessons
         self.fields = fields(lessons.passes, *p.mean.shape[1:])
         self.residuals = np.zeros(p.mean.shape, dtype=np.int64)
+        self._coded: list[I64] = []  # levels of the channels of this pass
+        self._expected: Expected | None = None
 
     def passes(self) -> Iterator[_Pass]:
         """In coding order; :meth:`tell` what the pixels are before asking for the next."""
         limit = self.lessons.limit
         for number, own in enumerate(self.fields):
             around = neighbour_sums(np.clip(self.residuals, -limit, limit))[:, own]
+            if self.lessons.colours is not None:
+                self._coded, self._expected = [], self._expect(number, own, around)
             for channel in (GREEN,) if self.grey else (GREEN, RED, BLUE):
                 yield self._pass(number, channel, own, around)
         self.lessons.end_strip()
@@ -194,10 +202,32 @@ class _Pixels:
         known = np.concatenate([around, np.clip(here, -lessons.limit, lessons.limit)])
         mean, scale = self._parameters(channel, own)
         weights = lessons.weights[number, channel]
-        told = weights.astype(np.float64) @ known  # whole numbers, and exact
-        corrected = mean + _divide(told.astype(np.int64), WEIGHT_UNIT)
+        told = (weights.astype(np.float64) @ known).astype(np.int64)  # exact
+        corrected = mean + _divide(told, WEIGHT_UNIT)
         corrected_scale = lessons.scales(number, channel, scale)
-        return _Pass(number, channel, own, corrected, corrected_scale, mean, scale, known)
+        return _Pass(number, channel, own, corrected, corrected_scale, mean, scale, known, told)
+
+    def _expect(self, number: int, own: NDArray[np.bool_], around: I64) -> Expected:
+        """What lattice.py needs of a pass of which nothing is known yet."""
+        green, red, blue = (
+            self._pass(number, channel, own, around) for channel in (GREEN, RED, BLUE)
+        )
+        rows = [green.mean, _within(green.scale)]
+        for part in (red, blue):
+            rows += [part.plain_mean, _within(part.scale), part.told]
+        pixels = np.stack([*rows, *self.p.coefs[:, own]], axis=1)
+        weights = np.ascontiguousarray(self.lessons.weights[number, :, -2:])
+        return Expected(pixels, weights, self.lessons.limit)
+
+    def probabilities(self, rows: slice) -> F64:
+        """Of the levels of some pixels of the pass that comes next, where colours lie on a lattice.
+
+        [rows, 256], in whole 2**-24.
+        """
+        colours, expected = self.lessons.colours, self._expected
+        assert colours is not None and expected is not None
+        known = np.array(self._coded, dtype=np.int64).reshape(-1, len(expected.pixels))
+        return expected.probabilities(colours, known, rows)
 
     def _parameters(self, channel: int, own: NDArray[np.bool_]) -> tuple[I64, I64]:
         """(mean, scale) [n] of a channel, the mean corrected by the channels before it."""
@@ -216,6 +246,12 @@ class _Pixels:
 
     def tell(self, part: _Pass, levels: I64) -> None:
         """What the pixels of a pass are, [n]."""
+        colours = self.lessons.colours
+        if colours is not None:
+            self._coded.append(levels)
+            if part.channel == BLUE:
+                green, red, blue = self._coded
+                colours.look(red, green, blue)
         residual = MEAN_UNIT * levels - part.mean
         self.residuals[part.channel][part.own] = residual
         missing = MEAN_UNIT * levels - part.plain_mean
@@ -234,10 +270,14 @@ def send_strip(
     pixels = _Pixels(p, grey, lessons or no_lessons())
     for part in pixels.passes():
         levels = x_0[part.channel][part.own]
-        keys, floor = _keys(part.mean, part.scale)
-        symbols = levels - floor + _SPAN
-        for key, members in _groups(keys):
-            coder.encode(symbols[members], _model(key)[0])
+        if pixels.lessons.colours is None:
+            keys, floor = _keys(part.mean, part.scale)
+            symbols = levels - floor + _SPAN
+            for key, members in _groups(keys):
+                coder.encode(symbols[members], _model(key)[0])
+        else:
+            for rows in _rows(len(levels)):
+                coder.encode(levels[rows], CATEGORICAL_FAMILY, pixels.probabilities(rows))
         pixels.tell(part, levels)
     return coder.getvalue()
 
@@ -259,9 +299,12 @@ def receive_strip(
     levels = np.clip((p.mean + MEAN_UNIT // 2) // MEAN_UNIT, 0, _SPAN)
     certain = np.zeros(p.mean.shape, dtype=bool)
     for part in pixels.passes():
-        keys, floor = _keys(part.mean, part.scale)
-        symbols, sure = reader.read(keys)
-        values = symbols - _SPAN + floor
+        if pixels.lessons.colours is None:
+            keys, floor = _keys(part.mean, part.scale)
+            symbols, sure = reader.read(keys)
+            values = symbols - _SPAN + floor
+        else:
+            values, sure = reader.read_levels(len(part.mean), pixels.probabilities)
         if np.any((values < 0) | (values > _SPAN), where=sure):
             raise FormatError("an impossible pixel value")
         for plane in (RED, GREEN, BLUE) if grey else (part.channel,):
@@ -297,6 +340,35 @@ class _SymbolReader:
                 sure[place] = self.budget > 0.0
         return symbols, sure
 
+    def read_levels(
+        self, count: int, probabilities: Callable[[slice], F64]
+    ) -> tuple[I64, NDArray[np.bool_]]:
+        """Levels of pixels with such probabilities, and which of them are certain."""
+        levels = np.zeros(count, dtype=np.int64)
+        sure = np.full(count, self.complete)
+        for rows in _rows(count):
+            chances = probabilities(rows)
+            if self.complete:
+                levels[rows] = self.coder.decode(len(chances), CATEGORICAL_FAMILY, chances)
+                continue
+            for place, own in enumerate(chances, rows.start):
+                if self.budget <= 0.0:
+                    return levels, sure
+                levels[place] = self.coder.decode(1, CATEGORICAL_FAMILY, own[None])[0]
+                self.budget += math.log2(own[levels[place]])
+                sure[place] = self.budget > 0.0
+        return levels, sure
+
+
+def _rows(count: int) -> list[slice]:
+    """As many pixels at a time as lattice.py is to look at."""
+    return [slice(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
+
+
+def _within(scale: I64) -> I64:
+    """A scale as lattice.py counts it."""
+    return np.minimum(scale, SCALE_LIMIT) - SCALE_MIN
+
 
 def _groups(keys: I64) -> list[tuple[int, I64]]:
     """(key, places in reading order) by ascending key."""
@@ -317,12 +389,20 @@ def ideal_bits(
 ) -> float:
     """Code length in bits of x_0 under eq. 13; arguments as of :func:`send_strip`.
 
-    Uses the same Φ table and parameters, but no coder and none of its probabilities' rounding.
+    Uses the same Φ table and parameters, but no coder and none of its probabilities' rounding
+    (where colours lie on a lattice, the probabilities as they are coded).
     """
     bits = 0.0
     pixels = _Pixels(p, grey, lessons or no_lessons())
     for part in pixels.passes():
         levels = x_0[part.channel][part.own]
+        if pixels.lessons.colours is not None:
+            for rows in _rows(len(levels)):
+                own = levels[rows]
+                chances = pixels.probabilities(rows)[np.arange(len(own)), own]
+                bits -= float(np.sum(np.log2(chances)))
+            pixels.tell(part, levels)
+            continue
         scale = np.exp2(part.scale / tables.OCTAVE)
         means = part.mean / MEAN_UNIT
         upper = np.where(levels == _SPAN, np.inf, (levels + 0.5 - means) / scale)

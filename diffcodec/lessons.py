@@ -11,6 +11,7 @@ of the format, so that both learn the same.
 from __future__ import annotations
 
 from decimal import Decimal, localcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,16 @@ from numpy.typing import NDArray
 from diffcodec.adaptation import solve
 from diffcodec.tables import OCTAVE
 
+if TYPE_CHECKING:
+    from diffcodec.lattice import Colours
+
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
 MEAN_UNIT = 16
 """Of means and residuals, in 1/level."""
+COEF_UNIT = 64
+"""Of what a channel's residual says of another one's mean."""
 SCALE_MIN, SCALE_MAX = -3 * OCTAVE, 7 * OCTAVE
 REGRESSORS = 11
 """Sums of neighbours' residuals (9), and the residuals of G and R at the pixel itself."""
@@ -59,14 +65,15 @@ _BOUNDS = np.array([float(_power(2 * j - 1, 8, 1)) for j in range(LOWEST + 1, HI
 
 class Lessons:
     """weights: [passes, 3, REGRESSORS] in 1/1024, by which what is known corrects the mean of a
-    channel (R, G, B) in a pass; offsets: [passes, 3, BINS] in 1/8 octave, of its scales.
+    channel (R, G, B) in a pass; offsets: [passes, 3, BINS] in 1/8 octave, of its scales;
+    colours: those of a picture whose colours lie on a lattice (see lattice.py), otherwise None.
 
     Of :meth:`look` and :meth:`end_strip` nothing changes unless it ``learns``.
     """
 
-    def __init__(self, weights: I64, learns: bool) -> None:
+    def __init__(self, weights: I64, learns: bool, colours: Colours | None = None) -> None:
         self.weights = self._first = weights
-        self.learns = learns
+        self.learns, self.colours = learns, colours
         shape = weights.shape[:2]
         self.offsets: I64 = np.zeros((*shape, BINS), dtype=np.int64)
         self._gram: F64 = np.zeros((*shape, REGRESSORS, REGRESSORS))

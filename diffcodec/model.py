@@ -44,6 +44,7 @@ from diffcodec.exact import (
 from diffcodec.experts import SINGLE, ceilings, check_floors, expert_at, join, split
 from diffcodec.files import write_bytes
 from diffcodec.final_layer import no_lessons
+from diffcodec.lattice import Colours
 from diffcodec.lessons import Lessons
 from diffcodec.model_check import (
     NEIGHBOURS,
@@ -229,8 +230,8 @@ class Model:
     def name(self) -> str:
         return self.config.name
 
-    def lessons(self, plan: Plan, learns: bool) -> Lessons:
-        """What the final layer of ``plan`` begins with, a new object."""
+    def lessons(self, plan: Plan, learns: bool, lattice: int = 0) -> Lessons:
+        """What the final layer of ``plan`` begins with, a new object; lattice: of the colours."""
         first = no_lessons(plan.passes).weights
         name = NEIGHBOURS if plan.passes == 2 else f"{NEIGHBOURS}.{plan.end}"
         if name in self._neighbours:
@@ -239,7 +240,7 @@ class Model:
                 first[1, :, : known.shape[1]] = known
             else:
                 first[:] = known
-        return Lessons(first, learns)
+        return Lessons(first, learns, Colours(lattice) if lattice else None)
 
     @property
     def plan(self) -> Plan:

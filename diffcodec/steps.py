@@ -55,6 +55,7 @@ class Settings:
     width: int
     seed: int = 0
     grey: bool = False
+    lattice: int = 0
 
     @property
     def adapts(self) -> bool:
@@ -372,7 +373,7 @@ class Final:
         self.model, self.x, self.settings = model, x, settings
         self._out = out or evaluate(model, x, settings.plan.end, settings.plan)
         self.shown = estimated_levels(model, x, settings.plan.end, self._out, settings)
-        self.lessons = model.lessons(settings.plan, settings.learns)
+        self.lessons = model.lessons(settings.plan, settings.learns, settings.lattice)
 
     def distribution(self, rows: slice) -> Distribution:
         """What the coder needs for these rows, which begin at a multiple of 8."""

@@ -107,6 +107,19 @@ def load_picture(name: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def converted(height: int, width: int, grain: float = 2.0, seed: int = 0) -> np.ndarray:
+    """A soft picture uint8 [height, width, 3] of whole luminances and differences of colours, made
+    R, G, B as JPEG files are."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    soft = 120 + 60 * np.sin(3 * x + 5 * y), 128 + 30 * np.cos(4 * x), 128 - 40 * np.sin(2 * y + x)
+    luminance, blue, red = (np.rint(p + grain * rng.standard_normal(p.shape)) for p in soft)
+    blue, red = blue - 128, red - 128
+    green = luminance - 0.114 * 1.772 / 0.587 * blue - 0.299 * 1.402 / 0.587 * red
+    levels = np.stack([luminance + 1.402 * red, green, luminance + 1.772 * blue], axis=2)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"

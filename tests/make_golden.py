@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from conftest import SHORT_PLAN, load_picture, write_tiny_model
+from conftest import SHORT_PLAN, converted, load_picture, write_tiny_model
 from numpy.typing import NDArray
 
 import diffcodec
@@ -61,6 +61,7 @@ def pictures() -> dict[str, tuple[NDArray[np.uint8], dict[str, object]]]:
         "adaptive-around": (slope[:83, :71].astype(np.uint8), {"plan": PLANS[16], "seed": 9}),
         "lessons": (slope[:69, 4:81].astype(np.uint8), {"plan": PLANS[24], "seed": 2}),
         "lessons-grey": (slope[:66, :70, 1].astype(np.uint8), {"plan": PLANS[25], "seed": 4}),
+        "lattice": (converted(65, 64), {"plan": PLANS[24], "seed": 6}),
         "pixel": (np.array([[[1, 128, 254]]], np.uint8), {}),
     }
 

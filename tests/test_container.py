@@ -192,7 +192,7 @@ def test_a_changed_byte_in_a_small_header_is_noticed_at_the_first_layer() -> Non
         (FORMER_MAGIC + b"C\x11", "version 1"),
         (MAGIC + b"\x84", "more than this version knows"),
         (MAGIC + b"\x44", "more than this version knows"),
-        (MAGIC + b"\x24\x80", "more than this version knows"),
+        (MAGIC + b"\x24\x80\x21\x01", "a lattice for a grey or small picture"),
         (MAGIC + b"\x24\x40", "more than this version knows"),  # one plane for three, not grey
         (MAGIC + b"\x00\x00", "width is 0"),
         (MAGIC + b"\x0f\x00", "width is 0"),

@@ -11,7 +11,7 @@ from conftest import load_picture
 import diffcodec
 from diffcodec.api import parse
 from diffcodec.calibrate import exact_tensors
-from diffcodec.endings import PARTS, SIDE, best_ending
+from diffcodec.endings import PARTS, SIDE, best_way
 from diffcodec.evaluate import evaluate_picture, ideal_chain, summarise
 from diffcodec.image import from_array
 from diffcodec.model import Model
@@ -35,7 +35,7 @@ def flat_and_grainy() -> tuple[np.ndarray, np.ndarray]:
 
 def chosen(model: Model, pixels: np.ndarray, seed: int = 0) -> int:
     levels = from_array(pixels).levels
-    return best_ending(model, levels, PLANS_OF_PHOTOS, False, seed).end
+    return best_way(model, levels, PLANS_OF_PHOTOS, [0], False, seed)[0].end
 
 
 def test_grain_ends_the_steps_early_and_a_soft_slope_late(photo: Model) -> None:
@@ -73,7 +73,7 @@ def test_only_parts_of_a_large_picture_are_looked_at(photo: Model) -> None:
 def test_a_picture_of_one_pixel_and_a_grey_one_have_endings(photo: Model) -> None:
     assert chosen(photo, np.full((1, 1, 3), 7, np.uint8)) in (1, 2, 3)
     levels = from_array(flat_and_grainy()[1][:50, :70, 0]).levels
-    assert best_ending(photo, levels, PLANS_OF_PHOTOS, True, 0) in PLANS_OF_PHOTOS
+    assert best_way(photo, levels, PLANS_OF_PHOTOS, [0], True, 0)[0] in PLANS_OF_PHOTOS
 
 
 @pytest.mark.parametrize("end", [1, 2, 3])

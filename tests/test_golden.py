@@ -49,4 +49,5 @@ def test_golden_files_use_what_the_format_has(golden: Model, version: int) -> No
     assert max(h.seed for h in headers.values()) == (1 << 32) - 1
     assert headers["strips"].height > 64
     assert {h.has_lengths for h in headers.values()} == {False, True}
+    assert {h.lattice for h in headers.values()} == {0, 1}
     assert {h.fingerprint for h in headers.values()} == {golden.fingerprint}

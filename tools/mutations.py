@@ -89,6 +89,8 @@ def _fields(content: bytes) -> _Fields:
                 number()
     if options & container.OPTION_SEED:
         number()
+    if options & container.OPTION_LATTICE:
+        place += 1
     if options & container.OPTION_NAME:
         length = number()
         place += length

@@ -177,6 +177,7 @@ class Header:
     float_arithmetic: bool
     chunks: bool
     trailer: bool
+    lattice: int
     own: bytes
     """The header itself, without its check."""
 
@@ -205,7 +206,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
         flags, size = divmod(take()[0], 16)
         options = take()[0] if flags & 2 else 0
         grey, planes = bool(flags & 1), bool(options & 64)
-        if flags & 12 or options & 128 or (planes and not grey):
+        if flags & 12 or (planes and not grey):
             raise RefusedError("a flag that must be 0")
         width = height = 8 * size
         if size in (0, 15):
@@ -232,6 +233,9 @@ def read_header(content: bytes) -> tuple[Header, int]:
         else:
             raise RefusedError(f"plan number {plan_number}")
         seed = number(0, 2**32 - 1) if options & 2 else 0
+        lattice = take()[0] if options & 128 else 0
+        if options & 128 and (lattice not in LATTICES or grey or width * height <= 4096):
+            raise RefusedError(f"lattice {lattice}")
         if options & 8:
             take(number(1, 255)).decode()
         own, check = content[:place], crc8(content[:place] + (fingerprint if model else b""))
@@ -240,7 +244,7 @@ def read_header(content: bytes) -> tuple[Header, int]:
     except (EndOfFileError, UnicodeDecodeError) as e:
         raise RefusedError("the header is cut or damaged") from e
     booleans = (bool(options & bit) for bit in (4, 16, 32))
-    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans, own)
+    what = Header(width, height, fingerprint, plan, seed, grey, planes, *booleans, lattice, own)
     return what, place
 
 
@@ -860,11 +864,14 @@ class Categorical:
 
 
 def categorical(weights: Array) -> Categorical:
-    n = len(weights)
-    q = (ONE - n) / math.fsum(weights)
+    q = (ONE - len(weights)) / math.fsum(weights)
     c = [math.floor(w * q) + 1 for w in weights]
     c[int(np.argmax(weights))] += ONE - sum(c)
-    bounds, total = [], 0
+    return of_counts(c)
+
+
+def of_counts(c: list[int]) -> Categorical:
+    n, bounds, total = len(c), [], 0
     for i in range(n):
         bounds.append(i + (total * (ONE - n) >> 24))
         total += c[i]
@@ -977,6 +984,7 @@ class Lessons:
         self.e = np.zeros((*places, 41), np.int64)
         self.a, self.b = np.zeros((*places, 11, 11)), np.zeros((*places, 11))
         self.count, self.v = np.zeros(places), np.zeros((3, *places, 41))
+        self.colours: Colours | None = None
 
     def learn(self, k: int, c: int, z: Array, missing: Array, rho: Array, scale: Array) -> None:
         """From channel c of pass k: z [11, pixels], the others [pixels], in reading order."""
@@ -1046,6 +1054,9 @@ def decode_strip(
         left_right = r[:, 1:-1, :-2] + r[:, 1:-1, 2:]
         diagonal = above_below[:, :, :-2] + above_below[:, :, 2:]
         around = np.concatenate([above_below[:, :, 1:-1], left_right, diagonal])[:, own]
+        joint = None
+        if lessons.colours is not None:
+            joint = Joint(mean, strip, lessons, k, own, around)
         for c in [1] if grey else (1, 0, 2):
             here = np.clip(rho[[1, 0]][:, own], -largest, largest)
             z = np.concatenate([around, here])
@@ -1058,10 +1069,15 @@ def decode_strip(
             scale = np.clip(scale, -24, 56)
             corrected = plain + divide(lessons.n[k, c] @ z, 1024)
             wider = np.clip(scale + lessons.e[k, c][(scale + 24) // 2], -24, 56)
-            found = decode_channel(coder, corrected, wider, limit)
+            if joint is None:
+                found = decode_channel(coder, corrected, wider, limit)
+            else:
+                found = joint.decode_channel(coder, c, levels[:, own], limit)
             levels[c][own], certain[c][own] = found
             rho[c][own] = 16 * levels[c][own] - corrected
             learnt.append((k, c, z, 16 * levels[c][own] - plain, rho[c][own], scale))
+        if lessons.colours is not None and certain[:, own].all():
+            lessons.colours.look(levels[:, own])
     for lesson in learnt:
         lessons.learn(*lesson)
     if grey:
@@ -1090,6 +1106,153 @@ def decode_channel(
             raise RefusedError("an impossible level")
         levels[i], certain[i] = level, coder.information < limit
     return levels, certain
+
+
+# ---- 11.2 Colours on a lattice ----------------------------------------------------------------
+
+LATTICES = {
+    1: ((313524, 615514, 119538), (-176932, -347356, 524288), (524288, -439026, -85262)),
+    2: ((269262, 528618, 102662), (-155423, -305128, 460551), (460551, -385654, -74897)),
+    3: ((191455, 644067, 65019), (-105533, -355018, 460551), (460551, -418321, -42230)),
+    4: ((230804, 453117, 87999), (-141361, -277521, 418882), (403542, -337916, -65626)),
+}
+
+
+class Colours:
+    """Which colours a picture has, and what each of them weighs."""
+
+    def __init__(self, lattice: int) -> None:
+        self.matrix = np.array(LATTICES[lattice], np.int64)
+        self.counts, self.heeded = np.zeros(32**3, np.int64), 0
+        self.places = np.full(32**3, 256, np.int64)
+        self.seen = np.zeros((256, 256, 256), bool)
+
+    def place(self, r: Array, g: Array, b: Array) -> Array:
+        found = np.zeros(np.broadcast(r, g, b).shape, np.int64)
+        for k in self.matrix:
+            found = found * 32 + (k[0] * r + k[1] * g + k[2] * b) % (1 << 20) // (1 << 15)
+        return found
+
+    def weights(self, r: Array, g: Array, b: Array) -> Array:
+        """Of these colours; levels outside 0 … 255 stand for the nearest."""
+        r, g, b = (np.clip(levels, 0, 255) for levels in (r, g, b))
+        edge = (np.minimum(np.minimum(r, g), b) == 0) | (np.maximum(np.maximum(r, g), b) == 255)
+        weight = np.where(edge, 256, self.places[self.place(r, g, b)])
+        return np.where(self.seen[r, g, b], np.maximum(weight, 12 * 256), weight)
+
+    def look(self, pixels: Array) -> None:
+        """After a pass: levels [3, n]."""
+        self.seen[tuple(pixels)] = True
+        within = pixels[:, (pixels.min(axis=0) > 0) & (pixels.max(axis=0) < 255)]
+        self.counts += np.bincount(self.place(*within), minlength=32**3)
+        total = int(self.counts.sum())
+        if 4 * total < 5 * self.heeded:
+            return
+        self.heeded = total
+        around = self.counts.reshape((8, 4) * 3).sum(axis=(1, 3, 5), keepdims=True)
+        a = 256 * 512 * (around + 1) // (total + 512)
+        own = 32**3 * (256 * self.counts.reshape((8, 4) * 3) + a) // (total + 32**3)
+        self.places = np.clip(own, 1, 64 * 256).reshape(-1)
+
+
+def masses(mean: Array, scale: int, levels: Array) -> Array:
+    """q of levels [..., m] under means [..., 1], in 2⁻²⁰; 0 for those not considered."""
+    mean = np.clip(mean, 0, 4095)
+    floor, phase = mean // 16, mean % 16
+    width = width_of(scale)
+
+    def below(level: Array) -> Array:
+        edge = distribution_function((level - floor - 0.5 - phase / 16) / width)
+        return np.rint(edge * (1 << 20)).astype(np.int64)
+
+    low = np.where(levels <= 0, 0, below(levels))
+    high = np.where(levels >= 255, 1 << 20, below(levels + 1))
+    near = np.abs(levels - floor) <= math.floor(4 * width) + 2
+    return (high - low) * (near & (levels >= 0) & (levels <= 255))
+
+
+class Joint:
+    """The pixels of a pass, whose channels are expected together."""
+
+    def __init__(
+        self, mean: Array, strip: Strip, lessons: Lessons, k: int, own: Array, around: Array
+    ) -> None:
+        self.mean, self.coefs = mean[:, own], strip.coefs[:, own]
+        scale = np.clip(strip.scale[:, own], -24, 56)
+        wider = [s + lessons.e[k, c][(s + 24) // 2] for c, s in enumerate(scale)]
+        self.scale = np.clip(wider, -24, 16)
+        self.told = lessons.n[k, :, :9] @ around
+        self.n, self.largest = lessons.n[k, :, 9:], 48 if len(lessons.n) == 2 else 96
+        assert lessons.colours is not None
+        self.colours = lessons.colours
+
+    def corrected(self, i: int, c: int, green: Array, red: Array) -> Array:
+        """A channel's mean where G and R have these residuals."""
+        k, mean = self.coefs[:, i], self.mean[c, i]
+        if c == 0:
+            mean = mean + divide(k[0] * green, 64)
+        if c == 2:
+            mean = mean + divide(k[1] * green + k[2] * red, 64)
+        limits = -self.largest, self.largest
+        own = self.n[c, 0] * np.clip(green, *limits) + self.n[c, 1] * np.clip(red, *limits)
+        return mean + divide(self.told[c, i] + own, 1024)
+
+    def window(self, c: int, i: int, mean: Array) -> Array:
+        """Levels about means [...], [..., m], those outside 0 … 255 included."""
+        reach = math.floor(4 * width_of(int(self.scale[c, i]))) + 2
+        return np.clip(mean, 0, 4095)[..., None] // 16 + np.arange(-reach, reach + 1)
+
+    def masses(self, c: int, i: int, mean: Array, levels: Array) -> Array:
+        return masses(mean[..., None], int(self.scale[c, i]), levels)
+
+    def blue(self, i: int, g: Array, r: Array) -> tuple[Array, Array]:
+        """(levels of B, q w), [..., m], for levels [...] of G and R."""
+        zero = np.zeros(1, np.int64)
+        green = 16 * g - self.corrected(i, 1, zero, zero)
+        red = 16 * r - self.corrected(i, 0, green, zero)
+        mean = self.corrected(i, 2, green, red)
+        b = self.window(2, i, mean)
+        weights = self.colours.weights(r[..., None], g[..., None], b)
+        return b, self.masses(2, i, mean, b) * weights
+
+    def red(self, i: int, g: Array) -> tuple[Array, Array]:
+        """(levels of R, q Σ q w), [..., m], for levels [...] of G."""
+        zero = np.zeros(1, np.int64)
+        mean = self.corrected(i, 0, 16 * g - self.corrected(i, 1, zero, zero), zero)
+        r = self.window(0, i, mean)
+        rest = self.blue(i, np.broadcast_to(g[..., None], r.shape), r)[1].sum(axis=-1)
+        return r, self.masses(0, i, mean, r) * rest
+
+    def green(self, i: int) -> tuple[Array, Array]:
+        zero = np.zeros(1, np.int64)
+        mean = self.corrected(i, 1, zero, zero)
+        g = self.window(1, i, mean)
+        return g, self.masses(1, i, mean, g) * (self.red(i, g)[1].sum(axis=-1) >> 16)
+
+    def chances(self, i: int, c: int, levels: Array) -> Array:
+        """In proportion to the probabilities of the levels of channel c, [256]."""
+        g, r = levels[1, i : i + 1], levels[0, i : i + 1]
+        own, chance = (self.red(i, g), self.green(i), self.blue(i, g, r))[c]
+        inside, found = (own >= 0) & (own <= 255), np.zeros(256, np.int64)
+        found[own[inside]] = chance[inside]
+        return found
+
+    def decode_channel(
+        self, coder: RangeDecoder, c: int, levels: Array, limit: float
+    ) -> tuple[Array, Array]:
+        """(levels, certainty) of channel c in reading order; levels: of all, as far as known."""
+        found, certain = np.zeros(levels.shape[1], np.int64), np.zeros(levels.shape[1], bool)
+        for i in range(levels.shape[1]):
+            if coder.information >= limit:
+                break
+            chances = [int(p) for p in self.chances(i, c, levels)]
+            shift = max(0, sum(chances).bit_length() - 38)
+            chances = [p >> shift for p in chances] if any(chances) else [1] * 256
+            counts = [p * (ONE - 256) // sum(chances) + 1 for p in chances]
+            counts[chances.index(max(chances))] += ONE - sum(counts)
+            found[i] = coder.symbol(of_counts(counts))
+            certain[i] = coder.information < limit
+        return found, certain
 
 
 # ---- 13. Transparency and metadata ------------------------------------------------------------
@@ -1377,6 +1540,7 @@ def receive_strips(
     check_bytes = 4 if expected is None else 2
     learns = header.plan.passes == 4 and header.width * header.height > 4096
     lessons = Lessons(network.first_weights(header.plan), learns)
+    lessons.colours = Colours(header.lattice) if header.lattice else None
     tops = [*range(0, header.height, 64), header.height]
     if learns and header.height > 16:
         tops.insert(1, 16)
