@@ -29,6 +29,7 @@ from diffcodec import tables
 from diffcodec.lattices import COORDINATE_UNIT, LATTICES
 from diffcodec.lessons import COEF_UNIT, MEAN_UNIT, SCALE_MIN, WEIGHT_UNIT
 from diffcodec.parallel import thread_map
+from diffcodec.plans import STRIP_ROWS
 
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
@@ -76,8 +77,9 @@ def _masses() -> I32:
     for own, scale, reach in zip(found, _SCALES, _REACH, strict=True):
         edges = np.arange(found.shape[2]) - int(reach) - 0.5
         for phase in range(MEAN_UNIT):
-            places: F64 = (edges - phase / MEAN_UNIT) / scale
-            own[phase] = np.rint(tables.phi(places) * (1 << MASS_UNIT))
+            places = (edges - phase / MEAN_UNIT) / scale
+            values = tables.phi(places.astype(np.float64))
+            own[phase] = np.rint(values * (1 << MASS_UNIT))
     return found
 
 
@@ -192,13 +194,13 @@ def lattice_of(levels: U8) -> int:
 
     On it the colours' coordinates are whole numbers and a constant, but for the rounding.
     """
-    packed = levels[0].astype(np.int32) << 16 | levels[1].astype(np.int32) << 8 | levels[2]
-    there = np.zeros(1 << 24, dtype=bool)
-    there[packed] = True
-    numbers = np.flatnonzero(there)
-    colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255])
-    colours = colours[:, ((colours > 0) & (colours < LEVELS - 1)).all(axis=0)]
-    colours = colours[:, :: 1 + colours.shape[1] // MOST_COLOURS]
+    there = np.zeros((LEVELS, LEVELS, LEVELS), dtype=bool)
+    for top in range(0, levels.shape[1], STRIP_ROWS):
+        there[tuple(levels[:, top : top + STRIP_ROWS])] = True
+    inside = there[1:-1, 1:-1, 1:-1]
+    numbers = np.flatnonzero(inside)
+    numbers = numbers[:: 1 + len(numbers) // MOST_COLOURS]
+    colours = 1 + np.stack(np.unravel_index(numbers, inside.shape))
     if colours.shape[1] < FEWEST_COLOURS:
         return 0
     clearness = {number: _clearness(_matrix(number), colours) for number in LATTICES}
@@ -282,8 +284,10 @@ def _all_red(pixel, mean, green, g, own, limit, weights, phi):  # type: ignore[n
     edges, zero, start, stop = _levels(mean, pixel[3], phi)
     total = np.int64(0)
     for r in range(start, stop):
-        blue = _blue_mean(pixel, green, MEAN_UNIT * r - mean, own, limit)
-        total += _mass(edges, zero, r) * _all_blue(pixel, blue, weights[r, g], phi)
+        mass = _mass(edges, zero, r)
+        if mass:
+            blue = _blue_mean(pixel, green, MEAN_UNIT * r - mean, own, limit)
+            total += mass * _all_blue(pixel, blue, weights[r, g], phi)
     return total
 
 
@@ -317,10 +321,12 @@ def _green(pixels, own, limit, weights, phi, found):  # type: ignore[no-untyped-
         chances = np.zeros(LEVELS, np.int64)
         edges, zero, start, stop = _levels(pixel[0], pixel[1], phi)
         for g in range(start, stop):
-            green = MEAN_UNIT * g - pixel[0]
-            mean = _red_mean(pixel, green, own, limit)
-            rest = _all_red(pixel, mean, green, g, own, limit, weights, phi)
-            chances[g] = _mass(edges, zero, g) * (rest >> 16)
+            mass = _mass(edges, zero, g)
+            if mass:
+                green = MEAN_UNIT * g - pixel[0]
+                mean = _red_mean(pixel, green, own, limit)
+                rest = _all_red(pixel, mean, green, g, own, limit, weights, phi)
+                chances[g] = mass * (rest >> 16)
         _into_counts(found[i], chances)
 
 

@@ -16,7 +16,7 @@ import diffcodec
 from diffcodec import api
 from diffcodec.bits import crc8
 from diffcodec.container import OPTION_LATTICE, Header, read_header
-from diffcodec.errors import FormatError
+from diffcodec.errors import DamageError, FormatError
 from diffcodec.final_layer import (
     Distribution,
     ideal_bits,
@@ -204,6 +204,19 @@ def test_files_of_such_pictures_are_smaller_and_exact(exact_tiny: Model) -> None
     for size in np.linspace(header_size(content), len(content) - 1, 9).astype(int):
         shown = diffcodec.decode(content[:size], model=exact_tiny)
         assert not shown.exact
+
+
+def test_damage_in_such_a_strip_is_named_and_the_steps_still_decode(exact_tiny: Model) -> None:
+    content = diffcodec.encode(converted(66, 70), model=exact_tiny, effort=1, plan=PLANS[24])
+    strip = api.parse(content, exact_tiny).layers[-2]
+    rng = np.random.default_rng(8)
+    for place in rng.integers(strip.end - len(strip.code), strip.end, 6):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        with pytest.raises(DamageError, match="strip|rows"):
+            diffcodec.decode(bytes(damaged), model=exact_tiny)
+        shown = diffcodec.decode(bytes(damaged), model=exact_tiny, stop_t=2)
+        assert shown.t == 2
 
 
 def header_size(content: bytes) -> int:
