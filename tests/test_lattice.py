@@ -213,7 +213,7 @@ def test_damage_in_such_a_strip_is_named_and_the_steps_still_decode(exact_tiny: 
     for place in rng.integers(strip.end - len(strip.code), strip.end, 6):
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(rng.integers(8))
-        with pytest.raises(DamageError, match="strip|rows"):
+        with pytest.raises(DamageError, match=r"strip|rows"):
             diffcodec.decode(bytes(damaged), model=exact_tiny)
         shown = diffcodec.decode(bytes(damaged), model=exact_tiny, stop_t=2)
         assert shown.t == 2
