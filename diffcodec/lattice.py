@@ -142,16 +142,27 @@ def _weigh(counts, weights):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _tabulate(matrix, weights, seen, table, first, stop):  # type: ignore[no-untyped-def]
-    """Weights of all colours with R = first … stop − 1."""
+    """Weights of all colours with R = first … stop − 1, of weights int32 [PLACES].
+
+    In loops over B, without branches and in int32, that compilers make vectors of.
+    """
+    shift, mask = np.int32(COORDINATE_UNIT - PLACE_BITS), np.int32((1 << PLACE_BITS) - 1)
+    places = np.zeros(LEVELS, np.int32)
     for r in range(first, stop):
         for g in range(LEVELS):
+            places[:] = 0
+            for k in range(3):
+                begin = np.int32(matrix[k, 0] * r + matrix[k, 1] * g)
+                for b in range(LEVELS):
+                    at = begin + matrix[k, 2] * np.int32(b)
+                    places[b] = places[b] << np.int32(PLACE_BITS) | at >> shift & mask
             own, known = table[r, g], seen[r, g]
             edge = _at_edge(r) or _at_edge(g)
             for b in range(LEVELS):
-                weight = np.int32(EVEN) if edge else weights[_place(matrix, r, g, b)]
-                own[b] = _of_seen(weight) if known[b] else weight
+                weight = np.int32(EVEN) if edge else weights[places[b]]
+                own[b] = max(weight, np.int32(SEEN) * np.int32(known[b]))
             for b in (0, LEVELS - 1):
-                own[b] = _of_seen(np.int32(EVEN)) if known[b] else np.int32(EVEN)
+                own[b] = max(np.int32(EVEN), np.int32(SEEN) * np.int32(known[b]))
 
 
 class Colours:
