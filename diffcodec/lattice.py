@@ -319,7 +319,9 @@ def _into_counts(found, chances):  # type: ignore[no-untyped-def]
         best = level if chances[level] > chances[best] else best
     spare, left = np.int64((1 << COUNT_UNIT) - LEVELS), np.int64(1 << COUNT_UNIT)
     for level in range(LEVELS):
-        count = chances[level] * spare // total + 1
+        count = np.int64(1)
+        if chances[level]:  # few are, and quotients take long
+            count += chances[level] * spare // total
         found[level] = count
         left -= count
     found[best] += left
