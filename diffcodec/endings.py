@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcodec.final_layer import ideal_bits
+from diffcodec.final_layer import Distribution, ideal_bits
 from diffcodec.model import Model
 from diffcodec.parallel import one_torch_thread, thread_map
 from diffcodec.plans import Plan
@@ -58,7 +58,7 @@ def _bits(
     model: Model, part: U8, ways: list[Way], grey: bool, rng: np.random.Generator
 ) -> list[float]:
     """What each way will take for a part, from where the first plan ends."""
-    plans = [plan for plan, _ in ways]
+    plans = list(dict.fromkeys(plan for plan, _ in ways))
     longest = max(plans, key=lambda plan: len(plan.timesteps))
     settings = Settings(longest, part.shape[1], part.shape[2], grey=grey)
     ends = [t for t in longest.timesteps if t <= max(plan.end for plan in plans)]
@@ -67,10 +67,16 @@ def _bits(
     for a, b in pairwise(ends):
         step = Step(model, states[a], a, b, settings)
         costs[b] = costs[a] + OVERHEAD * step.divergence(part, settings.bands)
+    expected = {plan: _expected(model, states[plan.end], plan, grey) for plan in plans}
     return [
-        costs[plan.end] + _final_bits(model, part, states[plan.end], plan, lattice, grey)
+        costs[plan.end] + _final_bits(model, part, expected[plan], plan, lattice, grey)
         for plan, lattice in ways
     ]
+
+
+def _expected(model: Model, x: I32, plan: Plan, grey: bool) -> Distribution:
+    """What the final layer expects of a part in the state x, with a lattice or without."""
+    return final_distribution(model, evaluate(model, x, plan.end, plan), x, plan, grey)
 
 
 def _parts(levels: U8) -> list[U8]:
@@ -87,9 +93,10 @@ def _parts(levels: U8) -> list[U8]:
     ]
 
 
-def _final_bits(model: Model, part: U8, x: I32, plan: Plan, lattice: int, grey: bool) -> float:
+def _final_bits(
+    model: Model, part: U8, p: Distribution, plan: Plan, lattice: int, grey: bool
+) -> float:
     """With the first rows for a lesson, which are not counted."""
-    p = final_distribution(model, evaluate(model, x, plan.end, plan), x, plan, grey)
     levels, lessons = part.astype(np.int64), model.lessons(plan, True, lattice)
     cut = part.shape[1] // 2
     ideal_bits(levels[:, :cut], p.rows(0, cut), grey, lessons)

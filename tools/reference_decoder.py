@@ -1232,7 +1232,10 @@ class Joint:
     def chances(self, i: int, c: int, levels: Array) -> Array:
         """In proportion to the probabilities of the levels of channel c, [256]."""
         g, r = levels[1, i : i + 1], levels[0, i : i + 1]
-        own, chance = (self.red(i, g), self.green(i), self.blue(i, g, r))[c]
+        if c == 1:
+            own, chance = self.green(i)
+        else:
+            own, chance = self.red(i, g) if c == 0 else self.blue(i, g, r)
         inside, found = (own >= 0) & (own <= 255), np.zeros(256, np.int64)
         found[own[inside]] = chance[inside]
         return found
